@@ -1,0 +1,196 @@
+"""Compute weights on an HTTPRoute, and the safe route.
+
+Everything here is a pure function over the route's JSON as the Kubernetes API gives it
+(gateway.networking.k8s.io/v1). A share is what a backendRef gets: weight / sum of weights of
+its rule (https://gateway-api.sigs.k8s.io/reference/spec/#httpbackendref).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from tpu_migration.domain.phases import AFTER_COMMIT, Phase
+
+EPOCH_ANNOTATION = "tpu-migration/epoch"
+MAX_WEIGHT = 1_000_000  # HTTPRoute's own bound on a weight
+
+Rule = dict[str, Any]
+
+
+class RouteError(ValueError):
+    """Report a route that this product cannot move users on; the message names the remedy."""
+
+
+def epoch_of(route: Mapping[str, Any]) -> int:
+    """Return the epoch that the route carries; 0 if no migration has ever written it."""
+    value = (route.get("metadata", {}).get("annotations") or {}).get(EPOCH_ANNOTATION, "0")
+    try:
+        return int(value)
+    except ValueError:
+        name = route.get("metadata", {}).get("name", "?")
+        raise RouteError(
+            f"HTTPRoute {name} carries {EPOCH_ANNOTATION}={value!r}, which is no number; "
+            "somebody edited it: set it to the record's epoch, or remove it if no migration is under way"
+        ) from None
+
+
+def is_service(ref: Mapping[str, Any], name: str) -> bool:
+    """Tell whether a backendRef is the core Service called `name`."""
+    return (
+        ref.get("name") == name
+        and (ref.get("kind") or "Service") == "Service"
+        and (ref.get("group") or "") == ""
+    )
+
+
+def rules_of(route: Mapping[str, Any]) -> list[Rule]:
+    """Return a copy of the route's rules."""
+    return deepcopy(route.get("spec", {}).get("rules") or [])
+
+
+def points_at(route: Mapping[str, Any], service: str) -> bool:
+    """Tell whether any rule of the route sends a share of its requests to the Service."""
+    return any(
+        is_service(ref, service) and ref.get("weight", 1) > 0
+        for rule in rules_of(route)
+        for ref in rule.get("backendRefs") or []
+    )
+
+
+def unsupported(route: Mapping[str, Any]) -> str | None:
+    """Return why users cannot be moved on this route, or None if they can."""
+    name = route.get("metadata", {}).get("name", "?")
+    for index, rule in enumerate(rules_of(route)):
+        for ref in rule.get("backendRefs") or []:
+            if ref.get("kind") == "InferencePool":
+                return (
+                    f"HTTPRoute {name} rule {index} points at InferencePool {ref.get('name')}: not yet "
+                    "supported; point the rule at a Service, or migrate by hand"
+                )
+    return None
+
+
+def with_target(recorded: Sequence[Rule], source: str, target: str, percent: int) -> list[Rule]:
+    """Return the recorded rules with `percent` of the source's share moved to the target.
+
+    Both refs stay in the rule even at weight 0, so that a restore never has to wait for a
+    load balancer to attach a backend. Other backends of a rule keep their exact share.
+    """
+    if not 0 <= percent <= 100:
+        raise RouteError(f"a weight step must be within 0 and 100 %, got {percent}")
+    rules = deepcopy(list(recorded))
+    for rule in rules:
+        refs = rule.get("backendRefs") or []
+        if not any(is_service(ref, source) for ref in refs):
+            continue
+        moved: list[dict[str, Any]] = []
+        for ref in refs:
+            weight = ref.get("weight", 1)
+            if not is_service(ref, source):
+                moved.append({**ref, "weight": weight * 100})
+                continue
+            moved.append({**ref, "weight": weight * (100 - percent)})
+            moved.append({**ref, "name": target, "weight": weight * percent})
+        if any(ref["weight"] > MAX_WEIGHT for ref in moved):
+            raise RouteError(
+                f"a rule with weights {[r.get('weight', 1) for r in refs]} cannot be split in steps of 1 %: "
+                f"weights end at {MAX_WEIGHT}; divide the rule's weights by a common factor"
+            )
+        rule["backendRefs"] = moved
+    return rules
+
+
+def restored(live: Sequence[Rule], recorded: Sequence[Rule], target: str) -> list[Rule]:
+    """Return the live rules with the recorded backendRefs put back.
+
+    A rule is known again by what it matches, not by its place, so that rules which somebody
+    added in the meantime stay. A rule that is not in the record but sends users to the target
+    is freed of it; if nothing is left it gets the first recorded refs, because an empty rule
+    answers 500.
+    """
+    rules = deepcopy(list(live))
+    known = [(rule.get("matches"), rule.get("backendRefs") or []) for rule in recorded]
+    for rule in rules:
+        refs = rule.get("backendRefs") or []
+        original = next((saved for matches, saved in known if matches == rule.get("matches")), None)
+        if original is not None and (_names(refs) - {target}) <= _names(original):
+            rule["backendRefs"] = deepcopy(original)
+        elif any(is_service(ref, target) for ref in refs):
+            left = [ref for ref in refs if not is_service(ref, target)]
+            serving = [ref for ref in left if ref.get("weight", 1) > 0]
+            rule["backendRefs"] = left if serving else deepcopy(known[0][1])
+    return rules
+
+
+def _names(refs: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {str(ref.get("name")) for ref in refs}
+
+
+def target_percent(rules: Sequence[Rule], source: str, target: str) -> int:
+    """Return the largest share, in whole per cent, of the source's traffic that any rule gives the target."""
+    shares = [0]
+    for rule in rules:
+        refs = rule.get("backendRefs") or []
+        to_target = sum(ref.get("weight", 1) for ref in refs if is_service(ref, target))
+        to_source = sum(ref.get("weight", 1) for ref in refs if is_service(ref, source))
+        if to_target:
+            shares.append(round(100 * to_target / (to_target + to_source)))
+    return max(shares)
+
+
+@dataclass(frozen=True)
+class SafeRoute:
+    """Where users can be sent without harm, and why."""
+
+    target_percent: int
+    reason: str
+
+
+def safe_route(phase: Phase, source_ready: int, target_ready: int, source_capacity: int) -> SafeRoute:
+    """Compute the safe route from the record's phase and what is observed.
+
+    `source_ready` and `target_ready` count ready endpoints; `source_capacity` is the recorded
+    number of source replicas that have not been given up yet (it is lowered *before* each
+    scale-down). A side without ready endpoints never gets users while the other has some.
+    """
+    if phase not in AFTER_COMMIT:
+        if source_ready or not target_ready:
+            return SafeRoute(0, f"{phase}: the source serves")
+        return SafeRoute(100, f"{phase}: the source has no ready endpoint, the target has {target_ready}")
+    if target_ready:
+        return SafeRoute(100, f"{phase}: the target serves")
+    if min(source_ready, source_capacity) > 0:
+        return SafeRoute(0, f"{phase}: the target has no ready endpoint, the source still has {source_ready}")
+    return SafeRoute(100, f"{phase}: neither side has ready endpoints; the target is the one to bring back")
+
+
+def arm_probe_route(
+    route: Mapping[str, Any], name: str, arms: Mapping[str, str], header: str
+) -> dict[str, Any]:
+    """Return a route that reaches each arm by a header, beside the users' route and never inside it.
+
+    `arms` maps a header value to the Service that answers it. The users' matches are copied,
+    because a longer path wins before more headers do
+    (https://gateway-api.sigs.k8s.io/reference/spec/#httprouterule).
+    """
+    rules: list[Rule] = []
+    for rule in rules_of(route):
+        port = next((ref.get("port") for ref in rule.get("backendRefs") or [] if ref.get("port")), 8000)
+        for value, service in arms.items():
+            matches = [
+                {**match, "headers": [*(match.get("headers") or []), {"name": header, "value": value}]}
+                for match in rule.get("matches") or [{"path": {"type": "PathPrefix", "value": "/"}}]
+            ]
+            rules.append({"matches": matches, "backendRefs": [{"name": service, "port": port, "weight": 1}]})
+    spec: dict[str, Any] = {"parentRefs": deepcopy(route["spec"].get("parentRefs") or []), "rules": rules}
+    if route["spec"].get("hostnames"):
+        spec["hostnames"] = list(route["spec"]["hostnames"])
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": route["metadata"]["namespace"]},
+        "spec": spec,
+    }

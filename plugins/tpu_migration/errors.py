@@ -1,0 +1,27 @@
+"""Name what went wrong: permanently, for now, or because somebody else holds the work."""
+
+from __future__ import annotations
+
+
+class MigrationError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class PermanentError(MigrationError):
+    """Report a state that calling again will not change; the message names the remedy."""
+
+
+class TransientError(MigrationError):
+    """Report a state that may pass by itself: a timeout, a busy server, a lost connection."""
+
+
+class ConflictError(TransientError):
+    """Report a compare-and-swap that lost: somebody wrote the object in between."""
+
+
+class NotHolderError(PermanentError):
+    """Report that this worker may not change anything: another holds the migration, or its lease ran out."""
+
+
+class SupersededError(PermanentError):
+    """Report that a newer epoch exists: somebody restored or took over, and this run's plan is history."""

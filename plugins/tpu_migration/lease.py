@@ -1,0 +1,163 @@
+"""Hold the right to work on a migration, and know when it is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tpu_migration.clients.kubernetes import LEASES, Kubernetes, Object
+from tpu_migration.clock import Clock, micro_time
+from tpu_migration.errors import ConflictError, MigrationError, NotHolderError, TransientError
+from tpu_migration.names import MANAGED_BY, WORKLOAD_LABEL, record_name
+
+DURATION_S = 60.0
+RENEW_EVERY_S = 10.0
+# A worker that could not renew stops writing this long before others may take its lease for
+# expired: two call timeouts, so that a write already sent has ended by then.
+STOP_BEFORE_S = 20.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works on a migration."""
+
+    run_id: str
+    task: str
+    attempt: int = 1
+    nonce: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.run_id}|{self.task}|{self.attempt}|{self.nonce}"
+
+    @classmethod
+    def parse(cls, identity: str) -> Holder:
+        """Read a holderIdentity; a foreign one becomes a run id of its own."""
+        run_id, _, rest = identity.partition("|")
+        task, _, rest = rest.partition("|")
+        attempt, _, nonce = rest.partition("|")
+        return cls(run_id, task, int(attempt) if attempt.isdigit() else 0, nonce)
+
+
+class Lease:
+    """The Lease of one workload's migration, as one worker sees it.
+
+    A newer worker of the same run takes it at once; a worker of another run never does.
+    """
+
+    def __init__(self, kube: Kubernetes, namespace: str, workload: str, holder: Holder, clock: Clock) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._name = record_name(workload)
+        self._workload = workload
+        self.holder = Holder(
+            holder.run_id, holder.task, holder.attempt, holder.nonce or uuid.uuid4().hex[:12]
+        )
+        self._clock = clock
+        self._renewed: float | None = None  # monotonic, taken before the call was sent
+        self._lost = ""
+        self._lock = threading.Lock()
+
+    def acquire(self) -> None:
+        """Take the lease; NotHolderError names the other run that holds it."""
+        sent = self._clock.monotonic()
+        found = self._kube.get(LEASES, self._name, self._namespace)
+        if found is None:
+            self._kube.create(self._object())
+        else:
+            current = Holder.parse(found["spec"].get("holderIdentity") or "")
+            if current.run_id and current.run_id != self.holder.run_id:
+                raise NotHolderError(
+                    f"{self._workload} is being worked on by run {current.run_id} ({current.task}); "
+                    f"wait for its end, or end it with `tpu-migration restore {self._workload}`"
+                )
+            self._kube.replace(self._object(found))
+        self._renewed = sent
+
+    def renew_if_due(self) -> None:
+        """Renew when ten seconds have passed; a lease found in other hands is lost for good."""
+        with self._lock:
+            if self._lost or self._renewed is None:
+                return
+            sent = self._clock.monotonic()
+            if sent - self._renewed < RENEW_EVERY_S:
+                return
+            try:
+                found = self._kube.get(LEASES, self._name, self._namespace)
+                identity = found["spec"].get("holderIdentity") if found else None
+                if found is None or identity != str(self.holder):
+                    self._lost = f"the lease is held by {identity or 'nobody'} now"
+                    return
+                self._kube.replace(self._object(found))
+                self._renewed = sent
+            except ConflictError:
+                return  # somebody wrote it in between: the next look tells who
+            except TransientError as error:
+                log.warning("could not renew the lease of %s: %s", self._workload, error)
+
+    def check(self) -> None:
+        """Raise NotHolderError unless this worker may change things right now."""
+        if self._lost:
+            raise NotHolderError(f"{self._workload}: {self._lost}; this worker stops")
+        if self._renewed is None:
+            raise NotHolderError(f"{self._workload}: the lease was never taken")
+        age = self._clock.monotonic() - self._renewed
+        if age > DURATION_S - STOP_BEFORE_S:
+            raise NotHolderError(
+                f"{self._workload}: the lease was last renewed {age:.0f} s ago; this worker stops before others "
+                "may take it for dead"
+            )
+
+    def release(self) -> None:
+        """Give the lease back at the end of a run; one that is in other hands is left alone."""
+        found = self._kube.get(LEASES, self._name, self._namespace)
+        if found and Holder.parse(found["spec"].get("holderIdentity") or "").run_id == self.holder.run_id:
+            found["spec"]["holderIdentity"] = ""
+            found["spec"]["renewTime"] = micro_time(self._clock.now())
+            self._kube.replace(found)
+        self._lost = "it was given back"
+
+    def _object(self, found: Object | None = None) -> Object:
+        now = micro_time(self._clock.now())
+        mine = found is not None and found["spec"].get("holderIdentity") == str(self.holder)
+        spec = {
+            "holderIdentity": str(self.holder),
+            "leaseDurationSeconds": int(DURATION_S),
+            "acquireTime": found["spec"].get("acquireTime", now) if found and mine else now,
+            "renewTime": now,
+        }
+        metadata = (
+            found["metadata"]
+            if found
+            else {
+                "name": self._name,
+                "namespace": self._namespace,
+                "labels": {**MANAGED_BY, WORKLOAD_LABEL: self._workload},
+            }
+        )
+        return {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
+
+
+@contextmanager
+def renewing(lease: Lease) -> Iterator[None]:
+    """Renew the lease beside the work, not by its steps: a slow step must not cost the lease."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(1.0):
+            try:
+                lease.renew_if_due()
+            except MigrationError as error:
+                log.warning("could not renew the lease: %s", error)
+
+    thread = threading.Thread(target=loop, name="lease-renewal", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()

@@ -1,0 +1,326 @@
+"""Keep the migration's truth in the cluster: the record, and the snapshot of the source.
+
+The record is one ConfigMap a workload, written by compare-and-swap only. Its epoch says whose
+word counts: a writer that holds an older one has been restored or superseded, however late its
+call arrives.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from tpu_migration.clients.kubernetes import CONFIG_MAPS, SECRETS, Kubernetes, Object
+from tpu_migration.domain.phases import ENDED, Phase, may_follow
+from tpu_migration.errors import ConflictError, PermanentError, SupersededError, TransientError
+from tpu_migration.names import MANAGED_BY, RECORD_LABEL, RUN_LABEL, WORKLOAD_LABEL, record_name, run_hash
+
+SCHEMA_VERSION = 1
+_MAX_BYTES = 256 * 1024
+_CAS_TRIES = 8
+
+
+class RecordError(PermanentError):
+    """Report a record that is missing, damaged, or of a schema this version does not know."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What serves users before the migration, as found by preflight."""
+
+    deployment: str
+    service: str
+    port: int
+    route: str
+    replicas: int
+    accelerator: str
+    chips: int
+    model: str
+    served_names: tuple[str, ...]
+    gateway_url: str
+    rules: tuple[dict[str, Any], ...]  # the route's rules to restore, literally
+    node_pools: tuple[str, ...] = ()
+    max_model_len: int | None = None
+    hpa: str = ""
+    hpa_min_replicas: int | None = None  # the original, put back at the end
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage's state and times (Unix seconds)."""
+
+    stage: str
+    state: str  # running, done, failed
+    started: float
+    ended: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Why, by whom and when users were sent back."""
+
+    reason: str
+    actor: str
+    detected: float
+    route_written: float
+    observed: float | None = None  # when the traffic was seen to have followed
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the keeper is: the index into the plan's steps, and when the split was seen."""
+
+    step: int = -1
+    percent: int = 0
+    written: float | None = None
+    observed: float | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The truth about one migration. Versioned; unknown fields are refused, not dropped."""
+
+    workload: str
+    namespace: str
+    run_id: str
+    epoch: int
+    phase: Phase
+    plan: Mapping[str, Any]
+    plan_hash: str
+    source: Source
+    source_capacity: int  # replicas not given up yet; lowered before each scale-down
+    target: str
+    pool: str
+    target_ready: int = 0
+    template_hash: str = ""  # of the target's pod template; the verdict holds for it alone
+    verdict: Mapping[str, Any] | None = None
+    pinned: bool = False
+    shift: Shift = Shift()
+    fallback: Fallback | None = None
+    intent: str = ""
+    waiting: str = ""
+    operation: str = ""
+    stages: tuple[StageRun, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read a record; raise RecordError if this version cannot be trusted with it."""
+        try:
+            data = json.loads(text)
+            version = data.get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise RecordError(
+                    f"the record has schema version {version}, this program knows {SCHEMA_VERSION}: "
+                    "use the version of tpu-migration that wrote it"
+                )
+            unknown = set(data) - {f.name for f in fields(cls)}
+            if unknown:
+                raise RecordError(f"the record has unknown fields {sorted(unknown)}")
+            source = dict(data.pop("source"))
+            source |= {key: tuple(source[key]) for key in ("served_names", "rules", "node_pools")}
+            fallback = data.pop("fallback")
+            return cls(
+                **{
+                    **data,
+                    "phase": Phase(data["phase"]),
+                    "source": Source(**source),
+                    "shift": Shift(**data["shift"]),
+                    "fallback": Fallback(**fallback) if fallback else None,
+                    "stages": tuple(StageRun(**each) for each in data["stages"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RecordError(
+                f"the record is damaged ({error}); `tpu-migration restore` still restores from the snapshot"
+            ) from error
+
+    @property
+    def active(self) -> bool:
+        """Tell whether a run still works on the migration, or should."""
+        return self.phase not in ENDED
+
+    def moved_to(self, phase: Phase) -> Record:
+        """Return the record in another phase; raise PermanentError if the phases forbid it."""
+        if not may_follow(self.phase, phase):
+            raise PermanentError(f"a migration that is {self.phase} cannot become {phase}")
+        return replace(self, phase=phase)
+
+    def with_stage(self, stage: str, state: str, now: float, detail: str = "") -> Record:
+        """Return the record with a stage begun, ended, or told of again."""
+        found = next((each for each in self.stages if each.stage == stage), None)
+        started = found.started if found and (state != "running" or found.ended is None) else now
+        run = StageRun(stage, state, started, None if state == "running" else now, detail)
+        others = tuple(each for each in self.stages if each.stage != stage)
+        return replace(self, stages=(*others, run), waiting="" if state != "running" else self.waiting)
+
+
+class Records:
+    """Read and write the record of one workload."""
+
+    def __init__(self, kube: Kubernetes, namespace: str, workload: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self.workload = workload
+        self.name = record_name(workload)
+
+    def read(self) -> Record | None:
+        """Return the record, or None if there is none."""
+        found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+        return _record_in(found) if found else None
+
+    def begin(self, record: Record) -> None:
+        """Write the first record of a run, over an ended one or over none.
+
+        Raises ConflictError if another run was quicker.
+        """
+        found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+        if found is None:
+            self._kube.create(self._config_map(record))
+            return
+        previous = _record_in(found)
+        if previous.active and previous.run_id != record.run_id:
+            raise SupersededError(
+                f"{self.name} belongs to run {previous.run_id} (phase {previous.phase}): wait for its end, "
+                f"or end it with `tpu-migration restore {self.workload}`"
+            )
+        self._kube.replace(self._config_map(record, found["metadata"]["resourceVersion"]))
+
+    def update(self, run_id: str, epoch: int, change: Callable[[Record], Record]) -> Record:
+        """Change the record of this run and epoch by compare-and-swap and return it as written.
+
+        Raises SupersededError if a newer epoch or another run owns it, RecordError if it is gone.
+        """
+        for _ in range(_CAS_TRIES):
+            found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+            if found is None:
+                raise RecordError(f"the record {self.name} is gone in the middle of run {run_id}")
+            record = _record_in(found)
+            _check_owner(record, run_id, epoch)
+            changed = change(record)
+            if changed == record:
+                return record
+            try:
+                self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
+            except ConflictError:
+                continue
+            return changed
+        raise TransientError(f"{self.name} is written by others all the time: lost {_CAS_TRIES} times")
+
+    def force(self, change: Callable[[Record], Record]) -> Record | None:
+        """Change whatever record is there, whoever owns it; for a restore. None if there is none."""
+        for _ in range(_CAS_TRIES):
+            found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+            if found is None:
+                return None
+            changed = change(_record_in(found))
+            try:
+                self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
+            except ConflictError:
+                continue
+            return changed
+        raise TransientError(f"{self.name} is written by others all the time: lost {_CAS_TRIES} times")
+
+    def _config_map(self, record: Record, resource_version: str = "") -> Object:
+        text = record.to_json()
+        if len(text) > _MAX_BYTES:
+            raise RecordError(f"the record would take {len(text)} bytes, more than {_MAX_BYTES}")
+        metadata: dict[str, Any] = {
+            "name": self.name,
+            "namespace": self._namespace,
+            "labels": {**MANAGED_BY, RECORD_LABEL: "true", WORKLOAD_LABEL: self.workload},
+        }
+        if resource_version:
+            metadata["resourceVersion"] = resource_version
+        data = {"record.json": text, "phase": str(record.phase), "epoch": str(record.epoch)}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def all_records(kube: Kubernetes, namespace: str) -> list[Record]:
+    """Return every record of a namespace; a damaged one raises RecordError."""
+    found = kube.list(CONFIG_MAPS, namespace, labels=f"{RECORD_LABEL}=true")
+    return [_record_in(each) for each in found]
+
+
+def _record_in(config_map: Object) -> Record:
+    return Record.from_json((config_map.get("data") or {}).get("record.json", ""))
+
+
+def _check_owner(record: Record, run_id: str, epoch: int) -> None:
+    if record.run_id != run_id:
+        raise SupersededError(
+            f"{record.workload} belongs to run {record.run_id} now (phase {record.phase}), not to {run_id}"
+        )
+    if record.epoch != epoch:
+        by = f": {record.fallback.actor} restored it, {record.fallback.reason}" if record.fallback else ""
+        raise SupersededError(f"{record.workload} is at epoch {record.epoch}, this worker knows {epoch}{by}")
+
+
+class Snapshots:
+    """Write and read the immutable snapshot of the source: enough to rebuild it."""
+
+    def __init__(self, kube: Kubernetes, namespace: str, workload: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._workload = workload
+
+    def name(self, epoch: int) -> str:
+        """Return the Secret's name for an epoch; one a run, so none ever finds an old one."""
+        return f"{record_name(self._workload)}-snapshot-{epoch}"
+
+    def take(self, epoch: int, run_id: str, objects: Sequence[Object], source: Source) -> None:
+        """Keep the objects and the routing; the first snapshot of an epoch stays, whoever calls again."""
+        payload = {"objects": list(objects), "source": asdict(source)}
+        packed = base64.b64encode(gzip.compress(json.dumps(payload).encode(), mtime=0)).decode()
+        labels = {**MANAGED_BY, WORKLOAD_LABEL: self._workload, RUN_LABEL: run_hash(run_id)}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": self.name(epoch), "namespace": self._namespace, "labels": labels},
+            "type": "tpu-migration/snapshot",
+            "immutable": True,
+            "data": {"snapshot.json.gz": packed},
+        }
+        existing = self._kube.get(SECRETS, self.name(epoch), self._namespace)
+        if existing is None:
+            self._kube.create(secret)
+        elif existing["metadata"].get("labels", {}).get(RUN_LABEL) != run_hash(run_id):
+            raise PermanentError(
+                f"Secret {self.name(epoch)} is the snapshot of another run; delete it if that run is over"
+            )
+
+    def read(self, epoch: int) -> tuple[list[Object], Source]:
+        """Return the snapshot's objects and routing; RecordError if it is gone."""
+        secret = self._kube.get(SECRETS, self.name(epoch), self._namespace)
+        if secret is None:
+            raise RecordError(f"Secret {self.name(epoch)}, the snapshot of the source, is gone")
+        return _unpack(secret)
+
+    def newest(self) -> tuple[list[Object], Source] | None:
+        """Return the newest snapshot of the workload, for a restore whose record is lost."""
+        selector = ",".join(f"{k}={v}" for k, v in {**MANAGED_BY, WORKLOAD_LABEL: self._workload}.items())
+        found = [
+            each
+            for each in self._kube.list(SECRETS, self._namespace, labels=selector)
+            if each.get("type") == "tpu-migration/snapshot"
+        ]
+        if not found:
+            return None
+        return _unpack(max(found, key=lambda each: int(each["metadata"]["name"].rpartition("-")[2])))
+
+
+def _unpack(secret: Object) -> tuple[list[Object], Source]:
+    payload = json.loads(gzip.decompress(base64.b64decode(secret["data"]["snapshot.json.gz"])))
+    source = payload["source"]
+    source |= {key: tuple(source[key]) for key in ("served_names", "rules", "node_pools")}
+    return payload["objects"], Source(**source)

@@ -1,0 +1,165 @@
+"""Send users to the safe route, now: the one call that anyone can make at any time.
+
+It needs no lease, no current record, no Airflow and no answer from the candidate. The stage
+that sees a breach calls it, the DAG's teardown, the guard, and a person at a terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, HTTP_ROUTES, Kubernetes, Object
+from tpu_migration.clock import Clock
+from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
+from tpu_migration.domain.routing import (
+    EPOCH_ANNOTATION,
+    SafeRoute,
+    epoch_of,
+    restored,
+    rules_of,
+    safe_route,
+    with_target,
+)
+from tpu_migration.errors import ConflictError, MigrationError, PermanentError, TransientError
+from tpu_migration.record import Fallback, Record, Records, Snapshots, Source
+
+log = logging.getLogger(__name__)
+
+_ROUTE_TRIES = 50  # others may write the route too; each try is one read and one write
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore did."""
+
+    epoch: int
+    target_percent: int
+    reason: str
+
+
+def ready_endpoints(kube: Kubernetes, namespace: str, service: str) -> int:
+    """Count the Service's endpoints that are ready to serve."""
+    slices = kube.list(ENDPOINT_SLICES, namespace, labels=f"kubernetes.io/service-name={service}")
+    endpoints = [each for one in slices for each in one.get("endpoints") or []]
+    return sum(1 for each in endpoints if (each.get("conditions") or {}).get("ready"))
+
+
+def restore(
+    kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock
+) -> Restored:
+    """Write the safe route and epoch + 1 in one call, retried until it wins, then tell the record.
+
+    It writes even if the weights are already right: the raised epoch is what stops a writer
+    that is still on its way. Raises PermanentError if neither record nor snapshot is left.
+    """
+    detected = clock.now()
+    records = Records(kube, namespace, workload)
+    record = _readable_record(records)
+    if record is not None:
+        source, target, phase = record.source, record.target, record.phase
+        safe = _safe_route(kube, namespace, record)
+    else:
+        # Without a record nobody knows of a commit; the snapshot's side was serving when it began.
+        snapshot = Snapshots(kube, namespace, workload).newest()
+        if snapshot is None:
+            raise PermanentError(
+                f"{workload} in {namespace} has neither a record nor a snapshot: nothing was ever moved by "
+                "this product, or somebody deleted both; set the HTTPRoute's backendRefs by hand"
+            )
+        source, target, phase = snapshot[1], f"{workload}-tpu", Phase.SHIFTING
+        safe = SafeRoute(0, "the record is lost: the source as the snapshot has it")
+    epoch = _write_route(
+        kube,
+        namespace,
+        workload,
+        source=source,
+        target=target,
+        safe=safe,
+        record_epoch=record.epoch if record else 0,
+    )
+    written = clock.now()
+    log.warning("%s: users are sent to the safe route (%s) by %s: %s", workload, safe.reason, actor, reason)
+    if record is not None:
+        fallback = Fallback(reason, actor, detected, written)
+
+        def note(current: Record) -> Record:
+            changed = replace(current, epoch=max(epoch, current.epoch))
+            if {phase, current.phase} & (AFTER_COMMIT | ENDED):
+                return changed
+            return replace(
+                changed,
+                phase=Phase.FALLING_BACK,
+                fallback=current.fallback or fallback,
+                waiting="",
+                intent="",
+            )
+
+        records.force(note)
+    return Restored(epoch, safe.target_percent, safe.reason)
+
+
+def _readable_record(records: Records) -> Record | None:
+    try:
+        return records.read()
+    except PermanentError as error:
+        log.error("restoring without the record: %s", error)
+        return None
+
+
+def _safe_route(kube: Kubernetes, namespace: str, record: Record) -> SafeRoute:
+    try:
+        source_ready = ready_endpoints(kube, namespace, record.source.service)
+        target_ready = ready_endpoints(kube, namespace, record.target)
+    except MigrationError as error:
+        if record.phase in AFTER_COMMIT:
+            raise  # which side is safe depends on what is ready: guessing could send users to nobody
+        return SafeRoute(0, f"{record.phase}: the source, though its endpoints could not be read ({error})")
+    return safe_route(record.phase, source_ready, target_ready, record.source_capacity)
+
+
+def _write_route(
+    kube: Kubernetes,
+    namespace: str,
+    workload: str,
+    *,
+    source: Source,
+    target: str,
+    safe: SafeRoute,
+    record_epoch: int,
+) -> int:
+    for _ in range(_ROUTE_TRIES):
+        route = kube.get(HTTP_ROUTES, source.route, namespace)
+        if route is None:
+            _recreate_route(kube, namespace, workload, source)
+            continue
+        epoch = max(epoch_of(route), record_epoch) + 1
+        if safe.target_percent:
+            rules = with_target(source.rules, source.service, target, safe.target_percent)
+        else:
+            rules = restored(rules_of(route), source.rules, target)
+        try:
+            kube.replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, epoch))
+        except ConflictError:
+            continue
+        return epoch
+    raise TransientError(
+        f"HTTPRoute {source.route} is written by somebody else all the time: lost {_ROUTE_TRIES} times; "
+        "stop the other controller (see the route's managedFields)"
+    )
+
+
+def _recreate_route(kube: Kubernetes, namespace: str, workload: str, source: Source) -> None:
+    snapshot = Snapshots(kube, namespace, workload).newest()
+    saved = next((o for o in snapshot[0] if o.get("kind") == "HTTPRoute"), None) if snapshot else None
+    if saved is None:
+        raise PermanentError(f"HTTPRoute {source.route} is gone and the snapshot has none: create it by hand")
+    log.warning("HTTPRoute %s is gone; creating it again from the snapshot", source.route)
+    kube.create(saved)
+
+
+def with_epoch(route: Object, epoch: int) -> Object:
+    """Return the route carrying an epoch."""
+    metadata = dict(route["metadata"])
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), EPOCH_ANNOTATION: str(epoch)}
+    return {**route, "metadata": metadata}
