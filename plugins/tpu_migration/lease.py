@@ -55,9 +55,7 @@ class Lease:
         self._namespace = namespace
         self._name = record_name(workload)
         self._workload = workload
-        self.holder = Holder(
-            holder.run_id, holder.task, holder.attempt, holder.nonce or uuid.uuid4().hex[:12]
-        )
+        self.holder = Holder(holder.run_id, holder.task, holder.attempt, holder.nonce or uuid.uuid4().hex[:12])
         self._clock = clock
         self._renewed: float | None = None  # monotonic, taken before the call was sent
         self._lost = ""

@@ -17,6 +17,7 @@ SOURCE_ARM = "source"
 TARGET_ARM = "target"
 
 GUARD_LEASE = "tpu-migration-guard"
+SCHEMA_ANNOTATION = "tpu-migration/schema-version"  # on the guard's Lease: which records it can read
 
 
 def record_name(workload: str) -> str:

@@ -43,6 +43,7 @@ class Source:
     served_names: tuple[str, ...]
     gateway_url: str
     rules: tuple[dict[str, Any], ...]  # the route's rules to restore, literally
+    host: str = ""  # the first host name that the users' route listens for, if any
     node_pools: tuple[str, ...] = ()
     max_model_len: int | None = None
     hpa: str = ""

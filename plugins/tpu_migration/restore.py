@@ -45,9 +45,7 @@ def ready_endpoints(kube: Kubernetes, namespace: str, service: str) -> int:
     return sum(1 for each in endpoints if (each.get("conditions") or {}).get("ready"))
 
 
-def restore(
-    kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock
-) -> Restored:
+def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock) -> Restored:
     """Write the safe route and epoch + 1 in one call, retried until it wins, then tell the record.
 
     It writes even if the weights are already right: the raised epoch is what stops a writer

@@ -132,9 +132,7 @@ class Kubernetes:
 
     def watching(self) -> Kubernetes:
         """Return a client with the short timeout that is right while users are moving."""
-        return Kubernetes(
-            self._transport, timeout_s=WATCH_CALL_TIMEOUT_S, before_mutation=self._before_mutation
-        )
+        return Kubernetes(self._transport, timeout_s=WATCH_CALL_TIMEOUT_S, before_mutation=self._before_mutation)
 
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> Object | None:
         """Return the object, or None if the server says that it does not exist."""
@@ -148,9 +146,7 @@ class Kubernetes:
     ) -> list[Object]:
         """Return the objects that match a label and a field selector."""
         query = {key: value for key, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
-        answer = self._checked(
-            self._call("GET", resource.path(namespace), query=query), f"list {resource.plural}"
-        )
+        answer = self._checked(self._call("GET", resource.path(namespace), query=query), f"list {resource.plural}")
         items: list[Object] = answer["items"]
         for item in items:  # a list leaves these out of its items
             item.setdefault("apiVersion", resource.api_version)
@@ -166,9 +162,7 @@ class Kubernetes:
         """Write the object if nobody wrote it since it was read (metadata.resourceVersion is required)."""
         meta = obj["metadata"]
         if not meta.get("resourceVersion"):
-            raise PermanentError(
-                f"{_title(obj)} has no resourceVersion: a write would not be a compare-and-swap"
-            )
+            raise PermanentError(f"{_title(obj)} has no resourceVersion: a write would not be a compare-and-swap")
         path = resource_of(obj).path(meta.get("namespace"), meta["name"])
         return self._write("PUT", path, obj, f"replace {_title(obj)}")
 
@@ -177,18 +171,14 @@ class Kubernetes:
         meta = obj["metadata"]
         path = resource_of(obj).path(meta.get("namespace"), meta["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
-        return self._write(
-            "PATCH", path, obj, f"apply {_title(obj)}", "application/apply-patch+yaml", query=query
-        )
+        return self._write("PATCH", path, obj, f"apply {_title(obj)}", "application/apply-patch+yaml", query=query)
 
     def patch(
         self, resource: Resource, name: str, namespace: str | None, body: Object, subresource: str = ""
     ) -> Object:
         """Merge-patch the object; a resourceVersion in the body makes it a compare-and-swap."""
         path = resource.path(namespace, name, subresource)
-        return self._write(
-            "PATCH", path, body, f"patch {resource.kind} {name}", "application/merge-patch+json"
-        )
+        return self._write("PATCH", path, body, f"patch {resource.kind} {name}", "application/merge-patch+json")
 
     def scale(self, deployment: str, namespace: str, replicas: int) -> None:
         """Set a Deployment's replicas through its scale subresource."""
@@ -248,9 +238,7 @@ class Kubernetes:
     ) -> Object:
         self._before_mutation()
         query = {"fieldManager": FIELD_MANAGER, **(query or {})}
-        return self._checked(
-            self._call(method, path, query=query, content_type=content_type, body=body), what
-        )
+        return self._checked(self._call(method, path, query=query, content_type=content_type, body=body), what)
 
     def _call(
         self,
@@ -300,9 +288,7 @@ def _error(response: Response, what: str) -> Exception:
     if response.status == 429 or response.status >= 500:
         return TransientError(text)
     if response.status == 401:
-        return PermanentError(
-            f"{text}: the cluster refuses the token; check the connection's service account"
-        )
+        return PermanentError(f"{text}: the cluster refuses the token; check the connection's service account")
     if response.status == 403:
         return PermanentError(f"{text}: grant the right (include/manifests/rbac.yaml lists what is needed)")
     if response.status == 404:
@@ -339,12 +325,24 @@ def client_transport(api_client: Any) -> Transport:
             return Response(answer.status, answer.data)
         except ApiException as error:
             if not error.status:
-                raise PermanentError(
-                    f"{method} {path}: {error.reason}: check the cluster's certificate"
-                ) from error
+                raise PermanentError(f"{method} {path}: {error.reason}: check the cluster's certificate") from error
             text = error.body if isinstance(error.body, str) else str(error.reason)
             return Response(int(error.status), text.encode())
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
 
     return send
+
+
+def from_environment() -> Kubernetes:
+    """Return a client for a person's kubeconfig (KUBECONFIG) or, in a pod, for its service account."""
+    from kubernetes import client, config
+    from kubernetes.config.config_exception import ConfigException
+
+    configuration = client.Configuration()
+    try:
+        config.load_config(client_configuration=configuration)
+    except ConfigException as error:
+        raise PermanentError(f"no cluster to talk to: {error}; set KUBECONFIG, or run inside a pod") from error
+    configuration.retries = False
+    return Kubernetes(client_transport(client.ApiClient(configuration)))

@@ -55,9 +55,7 @@ def parse_metrics(page: str) -> Metrics:
         elif name == "time_to_first_token_seconds_bucket" and (bound := _LE.search(labels)):
             buckets[float(bound[1])] += value
     if "num_requests_running" not in sums:
-        raise TransientError(
-            "the pod's /metrics has no vllm:num_requests_running: not vLLM, or not started yet"
-        )
+        raise TransientError("the pod's /metrics has no vllm:num_requests_running: not vLLM, or not started yet")
     start = _START.search(page)
     return Metrics(
         running=sums["num_requests_running"],

@@ -1,0 +1,102 @@
+"""
+### Move a live vLLM workload from GPUs to Cloud TPU
+
+Nobody notices, and there is always a way back.
+
+```
+preflight → provision → deploy → warm_up → gate → shift → decommission ─┐
+    └──────────── any failure before the commit ────────────────────────┴→ restore
+```
+
+| task | what it does | what it touches |
+|---|---|---|
+| `preflight` | checks the plan against the live cluster, takes the snapshot | writes the record and the snapshot |
+| `provision` | creates the TPU node pool | GKE |
+| `deploy` | translates the live Deployment to vLLM-TPU and applies it | objects of its own |
+| `warm_up` | waits for the compile, drives every shape until nothing compiles | the TPU pods |
+| `gate` | measures both arms, judges; only *pass* goes on | load through the Gateway |
+| `shift` | moves users step by step, verified by observed traffic; soaks; commits | the HTTPRoute |
+| `decommission` | drains the GPUs and gives them back as the plan says | the source |
+| `restore` | does nothing when the migration stands, else sends users home and releases the TPU | the way back |
+
+**To undo at any time**: mark the run as failed here, or `tpu-migration restore WORKLOAD` at a
+terminal. With Airflow dead the guard in the cluster does it within a minute.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, Param, chain
+
+from tpu_migration.operators.stage import StageOperator
+
+STAGES = ("preflight", "provision", "deploy", "warm_up", "gate", "shift", "decommission")
+
+PARAMS = {
+    "workload": Param(
+        "vllm-gemma3-27b", type="string", minLength=1, maxLength=40, section="What to migrate",
+        title="Workload", description="Name of the Deployment that runs vLLM on GPUs today",
+    ),
+    "namespace": Param("inference", type="string", minLength=1, maxLength=63, section="What to migrate",
+        title="Namespace", description="Namespace of the workload"),
+    "route": Param("", type="string", maxLength=63, section="What to migrate",
+        title="HTTPRoute", description="The route whose weights move users; empty: the only one that points at the workload"),
+    "peak_rps": Param(0, type="number", minimum=0, maximum=10000, section="What to migrate",
+        title="Live peak (requests/s)", description="Highest rate of the last weeks; preflight refuses to guess it"),
+    "prompt_tokens": Param(512, type="integer", minimum=1, maximum=131072, section="What to migrate",
+        title="Prompt length (tokens)", description="Usual length of a prompt, for the benchmark's load"),
+    "output_tokens": Param(256, type="integer", minimum=2, maximum=131072, section="What to migrate",
+        title="Answer length (tokens)", description="Usual length of an answer, for the benchmark's load"),
+    "target": Param("tpu-v5e-8", type="string", enum=["tpu-v5e-8", "tpu-v5e-4", "tpu-v6e-8", "tpu-v6e-4"],
+        section="Where to", title="TPU slice", description="One host a replica; v5e-8 fits a 27B model in BF16"),
+    "target_replicas": Param(2, type="integer", minimum=1, maximum=64, section="Where to",
+        title="Replicas", description="TPU replicas, each on a node of its own"),
+    "accept_single_replica": Param(False, type="boolean", section="Where to",
+        title="One replica is enough", description="Accept that a restart of the only replica takes tens of minutes"),
+    "capacity": Param("on-demand", type="string", enum=["on-demand", "spot", "reservation"], section="Where to",
+        title="Capacity", description="Spot nodes can vanish with 30 s notice"),
+    "reservation": Param("", type="string", maxLength=63, section="Where to",
+        title="Reservation", description="Its name, when the capacity is a reservation"),
+    "tpu_image": Param("vllm/vllm-tpu:v0.32.0", type="string", minLength=1, section="Where to",
+        title="vLLM-TPU image", description="vLLM, tpu-inference, JAX and libtpu are pinned together: never mix"),
+    "policy": Param("chat", type="string", enum=["chat", "interactive", "batch", "demo"], section="How carefully",
+        title="Gate policy", description="Limits of the benchmark gate (include/policies)"),
+    "steps": Param([1, 5, 25, 50, 100], type="array", items={"type": "integer", "minimum": 1, "maximum": 100},
+        section="How carefully", title="Steps (%)", description="Share of users on the TPU, step by step, up to 100"),
+    "bake_s": Param(300, type="number", minimum=1, maximum=86400, section="How carefully",
+        title="Bake time (s)", description="How long each step is watched before the next"),
+    "soak_s": Param(86400, type="number", minimum=1, maximum=1209600, section="How carefully",
+        title="Soak (s)", description="How long everybody is on the TPU before the commit; it should see the daily peak"),
+    "stop_after": Param("none", type="string", enum=["none", "gate"], section="How carefully",
+        title="Stop after", description="`gate`: a proof of concept that measures and touches no traffic"),
+    "source_release": Param("keep", type="string", enum=["keep", "scale-to-zero", "delete-pool"],
+        section="Afterwards", title="The GPUs",
+        description="What becomes of the GPUs after the commit. Released H100s may not come back"),
+    "project_id": Param("my-project", type="string", minLength=1, section="Cloud", title="Project"),
+    "location": Param("us-central1-a", type="string", minLength=1, section="Cloud", title="Location",
+        description="Region or zone of the cluster"),
+    "cluster": Param("inference", type="string", minLength=1, section="Cloud", title="GKE cluster"),
+    "gcp_conn_id": Param("google_cloud_default", type="string", minLength=1, section="Cloud",
+        title="Airflow connection", description="Of type google_cloud_platform"),
+    "toolbox_image": Param("tpu-migration-toolbox:0.1.0", type="string", minLength=1, section="Cloud",
+        title="Toolbox image", description="Runs the benchmark, the prober and the guard inside the cluster"),
+}  # fmt: skip
+
+with DAG(
+    dag_id="tpu_migration",
+    schedule=None,
+    catchup=False,
+    params=PARAMS,
+    doc_md=__doc__,
+    tags=["tpu", "vllm", "migration"],
+    # No dagrun_timeout: it would skip the teardown too. Each stage has a timeout of its own.
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=5)},
+    render_template_as_native_obj=True,
+) as dag:
+    # The scheduler itself completes an empty task, so the teardown is armed without any worker.
+    arm = EmptyOperator(task_id="arm").as_setup()
+    stages = [StageOperator(task_id=stage) for stage in STAGES]
+    restore = StageOperator(task_id="restore").as_teardown(setups=arm, on_failure_fail_dagrun=True)
+    chain(arm, *stages, restore)

@@ -1,0 +1,241 @@
+"""Judge what is seen while users move: has the split followed, and is anybody hurt?
+
+Pure: samples in, a breach or none out. Hard breaches count at once, soft ones after `soft_k`
+samples in a row. No data is a breach after its grace; too little traffic only holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_Z = 3.29  # two-sided 99.9 %: one false alarm in a thousand looks, and it only delays a step
+_EDGE = 0.005  # at 0 and 100 % a request that was under way must not look like a split
+_WINDOW_S = 10.0
+_LATENCY_WINDOW_S = 30.0
+
+
+@dataclass(frozen=True)
+class PodSample:
+    """One vLLM server's counters (cumulative) and gauges at one moment."""
+
+    first_tokens: float
+    running: float
+    waiting: float
+    aborted: float
+    finished: float
+    started_at: float | None
+    ttft_buckets: Mapping[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmSample:
+    """One side at one moment. `own` counts this product's own requests to it so far."""
+
+    ready: int
+    pods: Mapping[str, PodSample | None]  # None: it did not answer
+    own: float = 0.0
+
+    @property
+    def in_flight(self) -> float | None:
+        """Requests running or waiting; None if any pod did not answer."""
+        if any(pod is None for pod in self.pods.values()):
+            return None
+        return sum(pod.running + pod.waiting for pod in self.pods.values() if pod)
+
+
+@dataclass(frozen=True)
+class ProbeSample:
+    """What the prober has seen through the Gateway's own address, on the users' route."""
+
+    failed: int
+    consecutive_failures: int
+    last_ok_s_ago: float | None
+    last_error: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything one look sees. `at` is monotonic seconds."""
+
+    at: float
+    source: ArmSample
+    target: ArmSample
+    probe: ProbeSample | None
+    dead_sources: Mapping[str, str] = field(default_factory=dict)  # pod → why a real completion failed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a look becomes a breach."""
+
+    ttft_limit_s: float
+    slow_share: float = 0.05
+    aborted_share: float = 0.05
+    soft_k: int = 5
+    missing_grace_s: float = 15.0
+    probe_grace_s: float = 20.0
+    min_requests: int = 30
+
+
+@dataclass(frozen=True)
+class Split:
+    """How requests were seen to divide over a window."""
+
+    source: float
+    target: float
+
+    @property
+    def total(self) -> float:
+        return self.source + self.target
+
+    def follows(self, percent: int, min_requests: int = 30) -> bool:
+        """Tell whether the split fits the weight within a 99.9 % Wilson interval."""
+        if self.total < min_requests:
+            return False
+        share = min(max(percent / 100, _EDGE), 1 - _EDGE)
+        low, high = _wilson(self.target, self.total)
+        return low <= share <= high
+
+    def __str__(self) -> str:
+        share = 100 * self.target / self.total if self.total else 0.0
+        return f"{self.target:.0f} of {self.total:.0f} requests ({share:.0f} %) reached the target"
+
+
+def _wilson(hits: float, total: float) -> tuple[float, float]:
+    """Return the Wilson score interval (Wilson 1927)."""
+    share = hits / total
+    z2 = _Z * _Z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    return centre - half, centre + half
+
+
+class Watch:
+    """Remember recent samples and say when something is wrong. Lost in a crash, and begun anew."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._samples: deque[Sample] = deque(maxlen=120)
+        self._soft: dict[str, int] = {}
+        self._silent_since: dict[str, float] = {}
+
+    def add(self, sample: Sample, *, target_has_users: bool, source_replicas: int) -> str | None:
+        """Take a sample and return the breach it shows, or None."""
+        self._samples.append(sample)
+        return (
+            self._hard(sample, target_has_users, source_replicas)
+            or self._missing(sample)
+            or self._soft_breach(sample, target_has_users)
+        )
+
+    def split(self, since: float) -> Split:
+        """Return how requests divided since a moment, over the last ten seconds at most."""
+        if not self._samples:
+            return Split(0, 0)
+        newest = self._samples[-1]
+        begin = max(since, newest.at - _WINDOW_S)
+        oldest = next(each for each in self._samples if each.at >= begin or each is newest)
+        return Split(_starts(oldest.source, newest.source), _starts(oldest.target, newest.target))
+
+    def _hard(self, sample: Sample, target_has_users: bool, source_replicas: int) -> str | None:
+        if target_has_users and sample.target.ready == 0:
+            return "the target has users and no ready endpoint"
+        if sample.source.ready < source_replicas:
+            return (
+                f"the source has {sample.source.ready} ready endpoints of {source_replicas}: "
+                "it could not take everybody back"
+            )
+        for pod, why in sample.dead_sources.items():
+            return f"source replica {pod} is Ready but gives no completion: {why}"
+        if sample.probe and sample.probe.consecutive_failures >= 2:
+            return (
+                f"{sample.probe.consecutive_failures} probes in a row failed at the Gateway's own address: "
+                f"{sample.probe.last_error or 'no answer'}"
+            )
+        if len(self._samples) > 1:
+            previous = self._samples[-2]
+            for name, pod in sample.target.pods.items():
+                before = previous.target.pods.get(name)
+                if pod and before and pod.started_at != before.started_at:
+                    return f"target replica {name} restarted while it had users"
+        return None
+
+    def _missing(self, sample: Sample) -> str | None:
+        silent = {f"target replica {name}" for name, pod in sample.target.pods.items() if pod is None}
+        silent |= {f"source replica {name}" for name, pod in sample.source.pods.items() if pod is None}
+        if sample.probe is None or (sample.probe.last_ok_s_ago or 0) > self._limits.probe_grace_s:
+            silent.add("the prober")
+        self._silent_since = {what: self._silent_since.get(what, sample.at) for what in silent}
+        for what, since in sorted(self._silent_since.items()):
+            grace = self._limits.probe_grace_s if what == "the prober" else self._limits.missing_grace_s
+            if sample.at - since > grace:
+                return f"{what} has given no data for {sample.at - since:.0f} s"
+        return None
+
+    def _soft_breach(self, sample: Sample, target_has_users: bool) -> str | None:
+        found = self._soft_findings(sample) if target_has_users else {}
+        self._soft = {what: self._soft.get(what, 0) + 1 for what in found}
+        for what, times in self._soft.items():
+            if times >= self._limits.soft_k:
+                return f"{found[what]} ({times} looks in a row)"
+        return None
+
+    def _soft_findings(self, sample: Sample) -> dict[str, str]:
+        begin = sample.at - _LATENCY_WINDOW_S
+        oldest = next(each for each in self._samples if each.at >= begin or each is sample)
+        found = {}
+        limit = self._limits.ttft_limit_s
+        total, slow = _slow(oldest.target, sample.target, limit)
+        if total >= self._limits.min_requests and slow / total > self._limits.slow_share:
+            found["ttft"] = (
+                f"{slow:.0f} of {total:.0f} requests on the target waited more than {limit * 1000:.0f} ms for "
+                f"their first token, more than {self._limits.slow_share:.0%}"
+            )
+        aborted, finished = _aborted(oldest.target, sample.target)
+        theirs, of = _aborted(oldest.source, sample.source)
+        share = aborted / finished if finished else 0.0
+        usual = theirs / of if of else 0.0
+        if finished >= self._limits.min_requests and share > self._limits.aborted_share + usual:
+            found["aborted"] = (
+                f"{aborted:.0f} of {finished:.0f} streams on the target were aborted ({share:.0%}, "
+                f"on the source {usual:.0%})"
+            )
+        return found
+
+
+def _starts(before: ArmSample, after: ArmSample) -> float:
+    """Count requests that got their first token in between, this product's own left out."""
+    total = 0.0
+    for name, pod in after.pods.items():
+        earlier = before.pods.get(name)
+        if pod and earlier:
+            total += max(0.0, pod.first_tokens - earlier.first_tokens)
+    return max(0.0, total - (after.own - before.own))
+
+
+def _slow(before: ArmSample, after: ArmSample, limit_s: float) -> tuple[float, float]:
+    """Count requests and those slower than the first histogram bound at or above the limit."""
+    total = slow = 0.0
+    for name, pod in after.pods.items():
+        earlier = before.pods.get(name)
+        if not pod or not earlier:
+            continue
+        bound = min((each for each in pod.ttft_buckets if each >= limit_s), default=math.inf)
+        count = pod.first_tokens - earlier.first_tokens
+        quick = pod.ttft_buckets.get(bound, pod.first_tokens) - earlier.ttft_buckets.get(bound, earlier.first_tokens)
+        total += count
+        slow += max(0.0, count - quick)
+    return total, slow
+
+
+def _aborted(before: ArmSample, after: ArmSample) -> tuple[float, float]:
+    aborted = finished = 0.0
+    for name, pod in after.pods.items():
+        earlier = before.pods.get(name)
+        if pod and earlier:
+            aborted += pod.aborted - earlier.aborted
+            finished += pod.finished - earlier.finished
+    return aborted, finished

@@ -1,0 +1,146 @@
+"""Keep the dead man's switch: when a migration's worker dies, send users to the safe route.
+
+Runs in the cluster, two replicas, off accelerator and spot nodes. It trusts its own clock only:
+a lease is dead when its renewTime has not changed for a whole lease as seen from here. Two
+guards never fight: each restore raises the epoch, and whoever comes second finds it done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tpu_migration.clients.kubernetes import DEPLOYMENTS, LEASES, Kubernetes
+from tpu_migration.clock import Clock, SystemClock, micro_time
+from tpu_migration.domain.phases import AFTER_COMMIT, Phase
+from tpu_migration.errors import ConflictError, MigrationError, PermanentError
+from tpu_migration.lease import DURATION_S
+from tpu_migration.names import GUARD_LEASE, MANAGED_BY, SCHEMA_ANNOTATION, record_name
+from tpu_migration.record import SCHEMA_VERSION, Record, Records, all_records
+from tpu_migration.restore import restore
+
+TICK_S = 1.0
+BEAT_EVERY_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Guard:
+    """Watch every migration of a namespace. `seen` maps a workload to its lease's last value and when it changed."""
+
+    kube: Kubernetes
+    namespace: str
+    clock: Clock
+    identity: str = "guard"
+    seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _beaten: float = float("-inf")
+
+    def tick(self) -> list[str]:
+        """Beat, look at every active migration, and return the workloads that were restored."""
+        self._beat()
+        rescued = []
+        for record in all_records(self.kube, self.namespace):
+            if not self._needs_rescue(record):
+                continue
+            try:
+                self._rescue(record)
+            except MigrationError as error:
+                log.error("could not restore %s, will try again: %s", record.workload, error)
+                continue
+            rescued.append(record.workload)
+        return rescued
+
+    def _needs_rescue(self, record: Record) -> bool:
+        if not record.active or record.phase is Phase.FALLING_BACK:
+            self.seen.pop(record.workload, None)
+            return False
+        lease = self.kube.get(LEASES, record_name(record.workload), self.namespace)
+        spec = lease["spec"] if lease else {}
+        value = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
+        last, since = self.seen.get(record.workload, ("", 0.0))
+        now = self.clock.monotonic()
+        if value != last:
+            self.seen[record.workload] = (value, now)
+            return False
+        return now - since > DURATION_S
+
+    def _rescue(self, record: Record) -> None:
+        reason = (
+            f"nobody has worked on it for {DURATION_S:.0f} s (the lease stood still; Airflow is dead or cut off), "
+            f"in phase {record.phase}"
+        )
+        done = restore(
+            self.kube,
+            self.namespace,
+            record.workload,
+            actor=f"the guard {self.identity}",
+            reason=reason,
+            clock=self.clock,
+        )
+        self.seen.pop(record.workload, None)
+        if record.phase in AFTER_COMMIT:
+            # Users are on the target; the note is what a person finds.
+            Records(self.kube, self.namespace, record.workload).force(
+                lambda r: replace(r, notes={**r.notes, "guard": reason})
+            )
+            return
+        log.warning("%s: %s; scaling the TPU pods to 0", record.workload, done.reason)
+        if self.kube.get(DEPLOYMENTS, record.target, self.namespace):
+            self.kube.scale(record.target, self.namespace, 0)
+
+    def _beat(self) -> None:
+        now = self.clock.monotonic()
+        if now - self._beaten < BEAT_EVERY_S:
+            return
+        found = self.kube.get(LEASES, GUARD_LEASE, self.namespace)
+        metadata: dict[str, Any] = found["metadata"] if found else {"name": GUARD_LEASE, "namespace": self.namespace}
+        metadata["labels"] = dict(MANAGED_BY)
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), SCHEMA_ANNOTATION: str(SCHEMA_VERSION)}
+        lease = {
+            "apiVersion": LEASES.api_version,
+            "kind": LEASES.kind,
+            "metadata": metadata,
+            "spec": {
+                "holderIdentity": self.identity,
+                "leaseDurationSeconds": int(BEAT_EVERY_S * 4),
+                "renewTime": micro_time(self.clock.now()),
+            },
+        }
+        try:
+            self.kube.replace(lease) if found else self.kube.create(lease)
+        except ConflictError:
+            log.debug("the other guard was quicker")
+        self._beaten = now
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the guard's arguments."""
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--identity", default="guard", help="who writes the heartbeat, e.g. the pod's name")
+    parser.add_argument("--once", action="store_true", help="look once and exit; a dead lease needs two looks")
+
+
+def run(kube: Kubernetes, namespace: str, identity: str, *, once: bool) -> int:
+    """Tick until told to stop."""
+    guard = Guard(kube, namespace, SystemClock(), identity)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        try:
+            guard.tick()
+        except PermanentError as error:
+            log.error("%s", error)
+            if once:
+                return 1
+        except MigrationError as error:
+            log.warning("the API does not answer, trying again: %s", error)
+        if once:
+            return 0
+        stop.wait(TICK_S)
+    return 0

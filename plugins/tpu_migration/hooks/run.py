@@ -1,0 +1,38 @@
+"""Build the run of one stage from what Airflow gives: plain values that survive a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tpu_migration.clock import SystemClock
+from tpu_migration.domain.plan import Plan, PlanError
+from tpu_migration.errors import PermanentError
+from tpu_migration.hooks.migration import MigrationHook
+from tpu_migration.hooks.pool import side_by_side
+from tpu_migration.lease import Holder
+from tpu_migration.stages import STAGES
+from tpu_migration.stages.base import Context, StageRun
+
+
+def plan_from(params: Mapping[str, Any]) -> Plan:
+    """Return the plan; PermanentError with every problem of the parameters."""
+    try:
+        return Plan.from_params(params)
+    except PlanError as error:
+        raise PermanentError(str(error)) from error
+
+
+def stage_run(stage: str, params: Mapping[str, Any], run_id: str, attempt: int) -> StageRun:
+    """Return a stage ready to be stepped, its clients made from the plan's connection."""
+    plan = plan_from(params)
+    hook = MigrationHook(plan)
+    context = Context.create(
+        plan,
+        Holder(run_id, stage, attempt),
+        hook.kubernetes(),
+        hook.node_pools(),
+        SystemClock(),
+        together=side_by_side,
+    )
+    return StageRun(STAGES[stage], context)

@@ -1,0 +1,51 @@
+"""Judge two benchmark files from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tpu_migration.bench.results import ResultCorrupt, parse
+from tpu_migration.domain.gate.judge import judge
+from tpu_migration.domain.gate.model import Observations
+from tpu_migration.domain.gate.policy import PolicyError, load_policy
+from tpu_migration.resources import read_text
+
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 2, "void": 3}
+_EXIT_INPUT = 64  # EX_USAGE: bad input is no verdict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tpu-migration judge`."""
+    parser.add_argument("--policy", required=True, help="a name in include/policies, or a file")
+    parser.add_argument("--look", type=int, default=1, choices=(1, 2, 3), help="which look at the data this is")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("baseline", type=Path, help="file of `tpu-migration bench` on the baseline")
+    parser.add_argument("candidate", type=Path, help="file of `tpu-migration bench` on the candidate")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the verdict; exit 0 pass, 1 fail, 2 inconclusive, 3 void, 64 for an input that cannot be read."""
+    try:
+        file = Path(arguments.policy)
+        policy = load_policy(file.read_text() if file.is_file() else read_text(f"policies/{arguments.policy}.yaml"))
+        runs = {
+            name: parse(path.read_text())
+            for name, path in (("baseline", arguments.baseline), ("candidate", arguments.candidate))
+        }
+    except (OSError, ResultCorrupt, PolicyError) as error:
+        print(f"tpu-migration judge: {error}", file=sys.stderr)
+        return _EXIT_INPUT
+    observations = Observations(baseline_client=runs["baseline"].health, candidate_client=runs["candidate"].health)
+    verdict = judge(
+        policy, runs["baseline"].results, runs["candidate"].results, observations=observations, look=arguments.look
+    )
+    if arguments.format == "json":
+        print(json.dumps(verdict.to_dict(), indent=2))
+    else:
+        print(f"{verdict.outcome.upper()}: {verdict.sentence}")
+        for check in verdict.checks:
+            print(f"  {check.outcome:<12} {check.name:<16} {check.sentence}")
+    return EXIT_CODES[verdict.outcome]

@@ -1,0 +1,71 @@
+"""Run a stage as an Airflow task: the one operator, thin over the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+
+class StageOperator(BaseOperator):  # type: ignore[misc]
+    """Step a stage eagerly while it makes progress, and defer only when it really waits.
+
+    A deferral costs Airflow about three seconds, so a stage with nothing to wait for ends in
+    `execute`. A failure is final: AirflowFailException, no retry. Retries are for a worker that
+    died, and continue where the record says that the stage was.
+
+    :param stage: name of the stage (see `tpu_migration.stages.STAGES`); the task id by default
+    """
+
+    ui_color = "#e8f0fe"
+
+    def __init__(self, *, stage: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage or self.task_id
+
+    def execute(self, context: Mapping[str, Any]) -> Any:
+        """Step the stage; return its result, fail with its reason, or defer to the trigger."""
+        # Google's and Kubernetes' clients are heavy: the scheduler parses this file, and must not load them.
+        from tpu_migration.errors import PermanentError, TransientError
+        from tpu_migration.hooks.run import stage_run
+        from tpu_migration.lease import renewing
+        from tpu_migration.stages.base import Done, Failed, Waiting
+
+        params, run_id, attempt = dict(context["params"]), context["run_id"], context["ti"].try_number
+        try:
+            run = stage_run(self.stage, params, run_id, attempt)
+        except PermanentError as error:
+            raise AirflowFailException(str(error)) from error
+        except TransientError as error:
+            self.log.warning("%s", error)
+            return self._defer(params, run_id, attempt, 3600.0)
+        with renewing(run.context.lease):
+            while True:
+                outcome = run.step()
+                if isinstance(outcome, Done):
+                    return outcome.result
+                if isinstance(outcome, Failed):
+                    raise AirflowFailException(outcome.reason)
+                self.log.info("%s", outcome.why)
+                if isinstance(outcome, Waiting) and outcome.seconds > 0:
+                    break
+        return self._defer(params, run_id, attempt, run.stage.timeout_s)
+
+    def _defer(self, params: dict[str, Any], run_id: str, attempt: int, timeout_s: float) -> None:
+        from tpu_migration.triggers.stage import StageTrigger
+
+        # execution_timeout does not bound a deferral: the trigger needs its own.
+        self.defer(
+            trigger=StageTrigger(self.stage, params, run_id, attempt),
+            method_name="resume",
+            timeout=timedelta(seconds=timeout_s),
+        )
+
+    def resume(self, context: Mapping[str, Any], event: Mapping[str, Any]) -> Any:
+        """Return the stage's result, or fail with its reason."""
+        if event["done"]:
+            return event["result"]
+        raise AirflowFailException(event["reason"])

@@ -1,0 +1,37 @@
+"""Find the files of include/: manifests, policies, prices.
+
+They lie beside the package in a checkout, and inside it in the wheel (managed Airflow syncs
+neither plugins/ nor include/ to its triggerer).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tpu_migration.errors import PermanentError
+
+_PLACES = (
+    Path(__file__).parent / "include",
+    Path(__file__).parent.parent.parent / "include",
+)
+
+
+@cache
+def read_text(name: str) -> str:
+    """Return the text of a file of include/; PermanentError names those that are there."""
+    for place in _PLACES:
+        path = place / name
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    folder = Path(name).parent
+    there = sorted(p.name for place in _PLACES for p in (place / folder).glob("*") if p.is_file())
+    raise PermanentError(f"include/{name} does not exist; there are: {', '.join(there) or 'none'}")
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    """Return the documents of a YAML file of include/manifests."""
+    return [each for each in yaml.safe_load_all(read_text(f"manifests/{name}")) if each]

@@ -1,0 +1,228 @@
+"""Define what a stage is: plain Python that observes, compares, acts once and verifies.
+
+    step(context) -> Waiting(seconds, why) | Done(result) | Failed(reason, kind)
+
+A step is synchronous and short. Calling it again after a crash at any point is safe. It trusts
+no edge of a DAG: it reads the record first, and a mismatch is a permanent failure.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tpu_migration.clients.gke import NodePools
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clock import Clock
+from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.plan import Plan
+from tpu_migration.errors import NotHolderError, PermanentError, SupersededError, TransientError
+from tpu_migration.lease import Holder, Lease
+from tpu_migration.names import Names
+from tpu_migration.record import Record, RecordError, Records
+
+log = logging.getLogger(__name__)
+
+# The order in which a migration goes forward; a stage that finds itself already done says so.
+FORWARD = (
+    Phase.PLANNED,
+    Phase.PROVISIONED,
+    Phase.DEPLOYED,
+    Phase.WARM,
+    Phase.GATED,
+    Phase.SHIFTING,
+    Phase.SOAKING,
+    Phase.COMMITTED,
+    Phase.DECOMMISSIONING,
+    Phase.MIGRATED,
+)
+
+_BACKOFF_MAX_S = 15.0
+_NOTE_EVERY_S = 2.0  # how often the waiting message is written to the record
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Say what the stage waits for and when to look again; 0 seconds means: at once, there is more to do."""
+
+    seconds: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """Say that the stage's work is done, with what a person wants to know of it."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Say why the stage cannot go on. Kinds: permanent, breach, superseded, inconclusive, timeout."""
+
+    reason: str
+    kind: str = "permanent"
+
+
+Outcome = Waiting | Done | Failed
+
+
+def in_turn(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Make the calls one after the other; the way of the simulation, where time stands still."""
+    return [call() for call in calls]
+
+
+@dataclass
+class Context:
+    """What a stage works with. `memory` is lost in a crash; whatever matters is in the record."""
+
+    plan: Plan
+    run_id: str
+    kube: Kubernetes  # its writes are fenced by the lease
+    unfenced: Kubernetes  # for a restore alone, which must win without any lease
+    pools: NodePools
+    clock: Clock
+    lease: Lease
+    together: Callable[[Sequence[Callable[[], Any]]], list[Any]] = in_turn
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.plan.workload, self.run_id)
+        self.records = Records(self.kube, self.plan.namespace, self.plan.workload)
+        self.epoch: int | None = None
+
+    @classmethod
+    def create(
+        cls, plan: Plan, holder: Holder, kube: Kubernetes, pools: NodePools, clock: Clock, **more: Any
+    ) -> Context:
+        """Return a context whose writes stop when its lease does."""
+        lease = Lease(kube, plan.namespace, plan.workload, holder, clock)
+        return cls(plan, holder.run_id, kube.fenced(lease.check), kube, pools, clock, lease, **more)
+
+    def expect(self, *phases: Phase) -> Record | None:
+        """Return the record if its phase is one of `phases`, None if the migration is past them.
+
+        Raises PermanentError when the record says anything else: it belongs to another run, to
+        another plan, or has fallen back. The DAG's edges prove nothing, for tasks get cleared
+        and marked.
+        """
+        record = self.records.read()
+        if record is None:
+            raise RecordError(
+                f"{self.plan.workload} has no record in namespace {self.plan.namespace}: "
+                "preflight writes it, so start a new run rather than this task alone"
+            )
+        if record.run_id != self.run_id:
+            raise SupersededError(
+                f"{record.workload} belongs to run {record.run_id} (phase {record.phase}), not to {self.run_id}"
+            )
+        if record.plan_hash != self.plan.hash:
+            raise PermanentError(
+                f"the record's plan is {record.plan_hash}, this task's is {self.plan.hash}: parameters changed in "
+                "mid-run; start a new run"
+            )
+        if self.epoch is None:
+            self.epoch = record.epoch
+        if record.phase in phases:
+            if record.epoch != self.epoch:
+                raise SupersededError(f"epoch {record.epoch} replaced {self.epoch} under this worker")
+            return record
+        if record.phase in FORWARD and all(FORWARD.index(record.phase) > FORWARD.index(phase) for phase in phases):
+            return None
+        why = f" ({record.fallback.reason})" if record.fallback else ""
+        raise PermanentError(
+            f"this stage needs the phase {' or '.join(phases)}, but the record says {record.phase}{why}"
+        )
+
+    def update(self, change: Callable[[Record], Record]) -> Record:
+        """Change the record, if it still is of this run and epoch."""
+        if self.epoch is None:
+            raise PermanentError("the record was never read")
+        return self.records.update(self.run_id, self.epoch, change)
+
+    def log(self, message: str, *values: object) -> None:
+        """Write a line to the task's log."""
+        log.info(message, *values)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    name: str
+    step: Callable[[Context], Outcome]
+    timeout_s: float
+    takes_lease: bool = True  # preflight takes it itself, after its checks
+    poll_s: float = 5.0
+
+
+class StageRun:
+    """Step one stage, from the operator, the trigger, the command line or a simulation alike."""
+
+    def __init__(self, stage: Stage, context: Context) -> None:
+        self.stage = stage
+        self.context = context
+        self._failures = 0
+        self._noted: tuple[str, float] = ("", -1e9)
+        self._begun = False
+
+    def step(self) -> Outcome:
+        """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
+        try:
+            if not self._begun:
+                self._begin()
+            outcome = self.stage.step(self.context)
+            self._failures = 0
+            self._note(outcome)
+        except (SupersededError, NotHolderError) as error:
+            return Failed(str(error), "superseded")
+        except TransientError as error:
+            self._failures += 1
+            delay = min(_BACKOFF_MAX_S, 0.5 * 2**self._failures)
+            return Waiting(delay, f"will try again: {error}")
+        except PermanentError as error:
+            outcome = Failed(str(error))
+            self._note_failure(outcome)
+        return outcome
+
+    def _begin(self) -> None:
+        if self.stage.takes_lease:
+            self.context.lease.acquire()
+        self._begun = True
+
+    def _note(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            self._note_failure(outcome)
+            return
+        if self.context.epoch is None:
+            return  # preflight has not written the record yet, or there is none of this run
+        now, monotonic = self.context.clock.now(), self.context.clock.monotonic()
+        state = "done" if isinstance(outcome, Done) else "running"
+        why = outcome.why if isinstance(outcome, Waiting) else ""
+        told, at = self._noted
+        if state == "running" and (why == told or monotonic - at < _NOTE_EVERY_S):
+            return
+        self._noted = (why, monotonic)
+        self.context.records.update(
+            self.context.run_id,
+            self.context.epoch,
+            lambda record: replace(record.with_stage(self.stage.name, state, now), waiting=why),
+        )
+
+    def _note_failure(self, outcome: Failed) -> None:
+        """Write the failure beside the record's other truths; never let that hide the failure itself."""
+        if self.context.epoch is None:
+            return
+        now = self.context.clock.now()
+
+        def change(record: Record) -> Record:
+            if record.run_id != self.context.run_id:
+                return record
+            return record.with_stage(self.stage.name, "failed", now, outcome.reason)
+
+        try:
+            self.context.records.force(change)
+        except (TransientError, PermanentError) as error:
+            log.warning("could not write the failure of %s to the record: %s", self.stage.name, error)

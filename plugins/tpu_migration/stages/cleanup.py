@@ -1,0 +1,50 @@
+"""Remove what a run made: the scaffolding always, the target only when it is given up."""
+
+from __future__ import annotations
+
+from tpu_migration.clients import kubernetes as k8s
+from tpu_migration.names import MANAGED_BY, RUN_LABEL, WORKLOAD_LABEL, run_hash
+from tpu_migration.stages.base import Context
+
+
+def _selector(ctx: Context) -> str:
+    labels = {**MANAGED_BY, WORKLOAD_LABEL: ctx.plan.workload, RUN_LABEL: run_hash(ctx.run_id)}
+    return ",".join(f"{key}={value}" for key, value in labels.items())
+
+
+def remove_scaffolding(ctx: Context) -> None:
+    """Delete the prober, the probe route and the benchmark Jobs; users never depend on them."""
+    namespace = ctx.plan.namespace
+    ctx.kube.delete(k8s.HTTP_ROUTES, ctx.names.probe_route, namespace)
+    ctx.kube.delete(k8s.DEPLOYMENTS, ctx.names.prober, namespace)
+    for job in ctx.kube.list(k8s.JOBS, namespace, labels=_selector(ctx)):
+        ctx.kube.delete(k8s.JOBS, job["metadata"]["name"], namespace)
+
+
+def remove_target(ctx: Context) -> bool:
+    """Delete the target's objects; False while its pods are still there.
+
+    Only what carries this run's label goes. The Service and its policies come after the pods: a
+    load balancer drains endpoints that leave, not a backend that vanishes.
+    """
+    namespace, selector = ctx.plan.namespace, _selector(ctx)
+    target = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, namespace)
+    if target and target["metadata"].get("labels", {}).get(RUN_LABEL) == run_hash(ctx.run_id):
+        if target["spec"].get("replicas", 1):
+            ctx.kube.scale(ctx.names.target, namespace, 0)
+        labels = ",".join(f"{k}={v}" for k, v in target["spec"]["selector"]["matchLabels"].items())
+        if ctx.kube.list(k8s.PODS, namespace, labels=labels):
+            return False
+        ctx.kube.delete(k8s.DEPLOYMENTS, ctx.names.target, namespace)
+    for resource in (
+        k8s.HPAS,
+        k8s.PDBS,
+        k8s.POD_MONITORINGS,
+        k8s.BACKEND_POLICIES,
+        k8s.HEALTH_CHECK_POLICIES,
+        k8s.SERVICES,
+        k8s.CONFIG_MAPS,
+    ):
+        for each in ctx.kube.list(resource, namespace, labels=selector):
+            ctx.kube.delete(resource, each["metadata"]["name"], namespace)
+    return True

@@ -1,0 +1,96 @@
+"""Put vLLM-TPU beside the source: translated from what is live, reached by no user."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tpu_migration.clients import kubernetes as k8s
+from tpu_migration.clients.kubernetes import Object
+from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.routing import arm_probe_route
+from tpu_migration.errors import PermanentError
+from tpu_migration.names import ARM_HEADER, RUN_LABEL, SOURCE_ARM, TARGET_ARM, run_hash
+from tpu_migration.record import Record
+from tpu_migration.resources import manifests
+from tpu_migration.stages.base import Context, Done, Outcome
+from tpu_migration.stages.load import host_arguments
+from tpu_migration.stages.objects import config_maps_of, source_objects, template_hash, translated
+
+
+def step(ctx: Context) -> Outcome:
+    """Apply the target's objects, the probe route and the prober; what exists already stays as it is."""
+    record = ctx.expect(Phase.PROVISIONED)
+    if record is None:
+        return Done({"deployment": ctx.names.target})
+    plan = ctx.plan
+    source = ctx.kube.get(k8s.DEPLOYMENTS, plan.workload, plan.namespace)
+    if source is None:
+        raise PermanentError(f"Deployment {plan.workload} is gone since preflight: nothing is left to translate")
+    _refuse_foreign_target(ctx)
+    objects = source_objects(ctx.kube, plan.namespace, source)
+    config = config_maps_of(ctx.kube, plan.namespace, source)
+    translation = translated(ctx, [source, *objects], config)
+    for manifest in translation.manifests:
+        ctx.kube.apply(_ours(ctx, manifest))
+    route = ctx.kube.get(k8s.HTTP_ROUTES, record.source.route, plan.namespace)
+    if route is None:
+        raise PermanentError(f"HTTPRoute {record.source.route} is gone since preflight")
+    arms = {SOURCE_ARM: record.source.service, TARGET_ARM: ctx.names.target}
+    ctx.kube.apply(_labelled(ctx, arm_probe_route(route, ctx.names.probe_route, arms, ARM_HEADER)))
+    ctx.kube.apply(prober(ctx, record))
+    live = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, plan.namespace)
+    if live is None:
+        raise PermanentError(f"Deployment {ctx.names.target} is not there after it was applied")
+    digest = template_hash(live)
+    ctx.update(lambda r: replace(r.moved_to(Phase.DEPLOYED), template_hash=digest))
+    for change in translation.changes:
+        ctx.log("changed: %s", change)
+    for warning in translation.warnings:
+        ctx.log("warning: %s", warning)
+    return Done({"deployment": ctx.names.target, "changes": len(translation.changes)})
+
+
+def _refuse_foreign_target(ctx: Context) -> None:
+    found = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, ctx.plan.namespace)
+    if found and found["metadata"].get("labels", {}).get(RUN_LABEL) != run_hash(ctx.run_id):
+        raise PermanentError(
+            f"Deployment {ctx.names.target} exists and is not of this run: an earlier run was held for a closer "
+            f"look, or somebody made it; delete it first (`tpu-migration restore {ctx.plan.workload}` does not)"
+        )
+
+
+def _ours(ctx: Context, manifest: Object) -> Object:
+    """Return a translated object labelled as this run's; its pods go to this run's pool only."""
+    obj = _labelled(ctx, manifest)
+    if obj["kind"] == "Deployment":
+        spec = obj["spec"]["template"]["spec"]
+        pool = {"cloud.google.com/gke-nodepool": ctx.names.pool}
+        spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **pool}
+    return obj
+
+
+def _labelled(ctx: Context, obj: Object) -> Object:
+    metadata = {**obj["metadata"], "namespace": ctx.plan.namespace}
+    metadata["labels"] = {**(metadata.get("labels") or {}), **ctx.names.labels}
+    return {**obj, "metadata": metadata}
+
+
+def prober(ctx: Context, record: Record) -> Object:
+    """Return the prober's Deployment: small and long streams through the Gateway's own address."""
+    deployment: dict[str, Any] = manifests("prober.yaml")[0]
+    pod_labels = {"app": ctx.names.prober, **ctx.names.labels}
+    deployment["metadata"] |= {"name": ctx.names.prober, "namespace": ctx.plan.namespace}
+    deployment["metadata"]["labels"] = dict(ctx.names.labels)
+    deployment["spec"]["selector"] = {"matchLabels": {"app": ctx.names.prober}}
+    deployment["spec"]["template"]["metadata"] = {"labels": pod_labels}
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    container["image"] = ctx.plan.toolbox_image
+    container["args"] = [
+        *container["args"],
+        f"--url={record.source.gateway_url}",
+        f"--model={record.source.served_names[0]}",
+        f"--arm-header={ARM_HEADER}",
+        *host_arguments(record.source),
+    ]
+    return deployment

@@ -1,0 +1,98 @@
+"""Gather the objects around a workload, and make the target's from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from tpu_migration.clients import kubernetes as k8s
+from tpu_migration.clients.kubernetes import Kubernetes, Object
+from tpu_migration.domain.accelerators import Slice, parse_accelerators
+from tpu_migration.domain.translation import Translation, translate
+from tpu_migration.resources import read_text
+from tpu_migration.stages.base import Context
+
+
+def pods_of(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:
+    """Return the pods that a Deployment's selector finds and that are not on their way out."""
+    labels = deployment["spec"]["selector"].get("matchLabels") or {}
+    selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    found = kube.list(k8s.PODS, namespace, labels=selector)
+    return [each for each in found if not each["metadata"].get("deletionTimestamp")]
+
+
+def is_ready(pod: Object) -> bool:
+    """Tell whether a pod's Ready condition is true."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def source_objects(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:
+    """Return what belongs to the Deployment: Services, policies of those, HPA, PDB, PodMonitoring."""
+    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
+    services = [each for each in kube.list(k8s.SERVICES, namespace) if _selects(each["spec"].get("selector"), labels)]
+    names = {each["metadata"]["name"] for each in services}
+    found = list(services)
+    for resource in (k8s.HEALTH_CHECK_POLICIES, k8s.BACKEND_POLICIES):
+        for policy in kube.list(resource, namespace):
+            target = policy["spec"].get("targetRef") or {}
+            if target.get("kind") == "Service" and target.get("name") in names:
+                found.append(policy)
+    for hpa in kube.list(k8s.HPAS, namespace):
+        target = hpa["spec"].get("scaleTargetRef") or {}
+        if target.get("kind") == "Deployment" and target.get("name") == deployment["metadata"]["name"]:
+            found.append(hpa)
+    for resource in (k8s.PDBS, k8s.POD_MONITORINGS):
+        for each in kube.list(resource, namespace):
+            if _selects((each["spec"].get("selector") or {}).get("matchLabels"), labels):
+                found.append(each)
+    return found
+
+
+def _selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
+    return bool(selector) and all(labels.get(key) == value for key, value in (selector or {}).items())
+
+
+def config_maps_of(kube: Kubernetes, namespace: str, deployment: Object) -> dict[str, Object]:
+    """Return the ConfigMaps that the Deployment's environment reads, by name."""
+    spec = deployment["spec"]["template"]["spec"]
+    names: set[str] = set()
+    for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+        for entry in container.get("envFrom") or []:
+            names.add((entry.get("configMapRef") or {}).get("name", ""))
+        for variable in container.get("env") or []:
+            reference = (variable.get("valueFrom") or {}).get("configMapKeyRef") or {}
+            names.add(reference.get("name", ""))
+    found = {name: kube.get(k8s.CONFIG_MAPS, name, namespace) for name in sorted(names - {""})}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def stripped(obj: Object) -> Object:
+    """Return an object as it can be created again: without what the server gives."""
+    given = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink")
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in given}
+    kept = {key: value for key, value in obj.items() if key != "status"}
+    return {**kept, "metadata": metadata}
+
+
+def target_slice(name: str) -> Slice:
+    """Return the TPU slice of that name from include/accelerators.yaml."""
+    return parse_accelerators(read_text("accelerators.yaml")).slice(name)
+
+
+def translated(ctx: Context, objects: Sequence[Object], config: Mapping[str, Object]) -> Translation:
+    """Translate the live source onto the plan's slice."""
+    return translate(
+        objects,
+        target=target_slice(ctx.plan.target),
+        image=ctx.plan.tpu_image,
+        replicas=ctx.plan.target_replicas,
+        config=config,
+    )
+
+
+def template_hash(deployment: Object) -> str:
+    """Return a digest of a Deployment's pod template: what a verdict holds for."""
+    text = json.dumps(deployment["spec"]["template"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""See where users are: the counters of both arms, their endpoints, and the prober, in one look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, Kubernetes, Object
+from tpu_migration.clients.vllm import Vllm
+from tpu_migration.domain.watch import ArmSample, PodSample, ProbeSample, Sample
+from tpu_migration.errors import TransientError
+from tpu_migration.names import SOURCE_ARM, TARGET_ARM
+from tpu_migration.record import Record
+from tpu_migration.stages.base import Context
+from tpu_migration.stages.probes import MAIN_ARM, prober_stats
+
+_COMPLETION_EVERY_S = 10.0
+
+
+def look(ctx: Context, record: Record) -> Sample:
+    """Scrape every pod of both arms side by side and ask the prober; what does not answer is None."""
+    kube, namespace = ctx.kube.watching(), ctx.plan.namespace
+    services = (record.source.service, record.target)
+    selector = f"kubernetes.io/service-name in ({','.join(services)})"
+    slices = kube.list(ENDPOINT_SLICES, namespace, labels=selector)
+    pods = {service: _pods(slices, service) for service in services}
+    vllm = Vllm(kube, namespace, record.source.port)
+    everyone = [name for service in services for name in pods[service]]
+    scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
+    dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
+    stats = prober_stats(ctx)
+    own: dict[str, float] = ctx.memory.setdefault("own", {SOURCE_ARM: 0.0, TARGET_ARM: 0.0})
+    probe = None
+    if stats:
+        main = stats.arms.get(MAIN_ARM)
+        if main:
+            probe = ProbeSample(
+                main.failed + main.truncated,
+                main.consecutive_failures,
+                main.last_ok_s_ago,
+                main.last_error or "",
+            )
+        for arm in (SOURCE_ARM, TARGET_ARM):
+            if arm in stats.arms:
+                ctx.memory[f"probed_{arm}"] = float(stats.arms[arm].ok)
+
+    def arm(service: str, name: str) -> ArmSample:
+        ready = sum(pods[service].values())
+        mine = own[name] + ctx.memory.get(f"probed_{name}", 0.0)
+        return ArmSample(ready, {pod: scraped[pod] for pod in pods[service]}, mine)
+
+    return Sample(
+        at=ctx.clock.monotonic(),
+        source=arm(services[0], SOURCE_ARM),
+        target=arm(services[1], TARGET_ARM),
+        probe=probe,
+        dead_sources=dead,
+    )
+
+
+def _pods(slices: list[Object], service: str) -> dict[str, bool]:
+    """Return the pods behind a Service, and whether each is ready."""
+    found: dict[str, bool] = {}
+    for one in slices:
+        if one["metadata"].get("labels", {}).get("kubernetes.io/service-name") != service:
+            continue
+        for endpoint in one.get("endpoints") or []:
+            reference = endpoint.get("targetRef") or {}
+            if reference.get("kind") == "Pod":
+                found[reference["name"]] = bool((endpoint.get("conditions") or {}).get("ready"))
+    return found
+
+
+def _scrape(vllm: Vllm, pod: str) -> PodSample | None:
+    try:
+        metrics = vllm.metrics(pod)
+    except TransientError:
+        return None
+    return PodSample(
+        first_tokens=metrics.first_tokens,
+        running=metrics.running,
+        waiting=metrics.waiting,
+        aborted=metrics.finished.get("abort", 0.0),
+        finished=sum(metrics.finished.values()),
+        started_at=metrics.started_at,
+        ttft_buckets=metrics.ttft_buckets,
+    )
+
+
+def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: list[str]) -> Mapping[str, str]:
+    """Ask each source replica for a real completion every ten seconds: Ready alone proves too little.
+
+    One failure may be bad luck; the second in a row is reported.
+    """
+    now = ctx.clock.monotonic()
+    if now - ctx.memory.get("completed_at", -1e9) < _COMPLETION_EVERY_S:
+        return {}
+    ctx.memory["completed_at"] = now
+    vllm = Vllm(kube, ctx.plan.namespace, record.source.port)
+    model = record.source.served_names[0]
+
+    def ask(pod: str) -> str:
+        try:
+            vllm.complete(pod, model, "ping", 1)
+        except TransientError as error:
+            return str(error)
+        return ""
+
+    answers = dict(zip(pods, ctx.together([lambda p=p: ask(p) for p in pods]), strict=True))  # type: ignore[misc]
+    ctx.memory.setdefault("own", {SOURCE_ARM: 0.0, TARGET_ARM: 0.0})[SOURCE_ARM] += len(pods)
+    failing = {pod: why for pod, why in answers.items() if why}
+    twice = {pod: why for pod, why in failing.items() if pod in ctx.memory.get("failing_sources", {})}
+    ctx.memory["failing_sources"] = failing
+    if failing:
+        ctx.memory["completed_at"] = now - _COMPLETION_EVERY_S + 1.0  # ask again soon
+    return twice

@@ -1,0 +1,62 @@
+"""Read the prober: what a client sees at the Gateway's own address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tpu_migration.clients.kubernetes import PODS
+from tpu_migration.errors import TransientError
+from tpu_migration.stages.base import Context
+from tpu_migration.stages.objects import is_ready
+
+_PORT = 8080
+MAIN_ARM = "main"
+
+
+@dataclass(frozen=True)
+class ArmStats:
+    """What the prober saw on one way through the Gateway since it started."""
+
+    ok: int
+    failed: int
+    truncated: int
+    consecutive_failures: int
+    last_ok_s_ago: float | None
+    last_error: str | None
+
+
+@dataclass(frozen=True)
+class ProberStats:
+    """The prober's counters. `pod` tells one prober from the one that replaced it."""
+
+    pod: str
+    arms: Mapping[str, ArmStats]
+
+
+def prober_stats(ctx: Context) -> ProberStats | None:
+    """Return the prober's counters, or None while it does not answer."""
+    pods = ctx.kube.list(PODS, ctx.plan.namespace, labels=f"app={ctx.names.prober}")
+    ready = [each["metadata"]["name"] for each in pods if is_ready(each)]
+    if not ready:
+        return None
+    try:
+        answer = ctx.kube.pod_proxy(ctx.plan.namespace, ready[0], _PORT, "/stats")
+        if answer.status != 200:
+            return None
+        arms: Mapping[str, Mapping[str, Any]] = answer.json()["arms"]
+        return ProberStats(ready[0], {name: _arm(stats) for name, stats in arms.items()})
+    except (TransientError, ValueError, KeyError):
+        return None
+
+
+def _arm(stats: Mapping[str, Any]) -> ArmStats:
+    return ArmStats(
+        ok=int(stats["ok"]),
+        failed=int(stats["failed"]),
+        truncated=int(stats["truncated"]),
+        consecutive_failures=int(stats["consecutive_failures"]),
+        last_ok_s_ago=stats.get("last_ok_s_ago"),
+        last_error=stats.get("last_error"),
+    )

@@ -1,0 +1,256 @@
+"""Move users and keep watch, from the first weight to the commit: the keeper.
+
+One task shifts, soaks and watches. A breach is restored within the step that sees it, before
+any other work; then the traffic is watched until it has followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tpu_migration.clients import kubernetes as k8s
+from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
+from tpu_migration.domain.gate.policy import load_policy
+from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
+from tpu_migration.domain.watch import Limits, Sample, Watch
+from tpu_migration.errors import ConflictError, PermanentError, TransientError
+from tpu_migration.names import TARGET_ARM
+from tpu_migration.record import Record, RecordError, Shift
+from tpu_migration.resources import read_text
+from tpu_migration.restore import restore, with_epoch
+from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
+from tpu_migration.stages.heartbeat import guard_heartbeat
+from tpu_migration.stages.objects import template_hash
+from tpu_migration.stages.observe import look
+from tpu_migration.stages.pin import pin_source
+from tpu_migration.stages.probes import MAIN_ARM, prober_stats
+
+_LOOK_EVERY_S = 1.0
+_FOLLOW_BUDGET_S = 120.0  # GKE takes about 8 s for weights and up to 60 s for a new backend
+_FOLLOW_RESTORE_S = 60.0
+
+
+def step(ctx: Context) -> Outcome:
+    """Take one look; restore on a breach, else hold, or give the target its next share."""
+    if "restored" in ctx.memory:
+        return _watch_restore(ctx)
+    try:
+        record = ctx.expect(Phase.GATED, Phase.SHIFTING, Phase.SOAKING)
+    except RecordError as error:
+        return _breach(ctx, None, f"the record cannot be read in the middle of the shift: {error}")
+    if record is None or ctx.plan.stop_after == "gate":
+        return Done({"moved": record is None})
+    if record.phase is Phase.GATED:
+        return _begin(ctx, record)
+    route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
+    if route is not None and epoch_of(route) > record.epoch:
+        return _adopt(ctx, record, route)
+    try:
+        sample = look(ctx, record)
+    except TransientError as error:
+        return _blind(ctx, record, error)
+    ctx.memory.pop("blind_since", None)
+    breach = _disturbed(ctx, record, route) or _watch(ctx).add(
+        sample, target_has_users=record.shift.percent > 0, source_replicas=record.source.replicas
+    )
+    if breach:
+        return _breach(ctx, record, breach)
+    assert route is not None  # _disturbed calls a missing route a breach
+    return _advance(ctx, record, route, sample)
+
+
+def _begin(ctx: Context, record: Record) -> Outcome:
+    """Check everything that a first weight leans on, and pin the source."""
+    verdict = record.verdict or {}
+    if verdict.get("outcome") != "pass":
+        raise PermanentError(f"the verdict is {verdict.get('outcome', 'missing')}, and only a pass moves users")
+    deployment = ctx.kube.get(k8s.DEPLOYMENTS, record.target, ctx.plan.namespace)
+    if deployment is None or template_hash(deployment) != record.template_hash:
+        raise PermanentError(
+            f"Deployment {record.target} is not the one that passed the gate: somebody changed its pod template"
+        )
+    if (waiting := guard_heartbeat(ctx)) is not None:
+        return waiting
+    stats = prober_stats(ctx)
+    arms = stats.arms if stats else {}
+    for arm in (MAIN_ARM, TARGET_ARM):
+        if arm not in arms or not arms[arm].ok or arms[arm].consecutive_failures:
+            return Waiting(1.0, f"waiting for the prober's answers on the way '{arm}'")
+    pin_source(ctx, record)
+    ctx.update(lambda r: replace(r.moved_to(Phase.SHIFTING), shift=Shift()))
+    return Waiting(0, "the source is pinned; the shift begins")
+
+
+def _watch(ctx: Context) -> Watch:
+    if "watch" not in ctx.memory:
+        policy = load_policy(read_text(f"policies/{ctx.plan.policy}.yaml"))
+        limit_ms = policy.slo.ttft_limit_ms if policy.slo else 5000.0
+        ctx.memory["watch"] = Watch(Limits(ttft_limit_s=limit_ms / 1000))
+    found: Watch = ctx.memory["watch"]
+    return found
+
+
+def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None:
+    """Say whether other hands changed the route since this run wrote it."""
+    if route is None:
+        return f"HTTPRoute {record.source.route} is gone"
+    expected = record.shift
+    if expected.written is None:
+        return None
+    percent = target_percent(rules_of(route), record.source.service, record.target)
+    if percent == expected.percent and epoch_of(route) == record.epoch:
+        return None
+    return (
+        f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch_of(route)}, this run had "
+        f"written {expected.percent} % at epoch {record.epoch}; last written by {_last_writer(route)}"
+    )
+
+
+def _last_writer(route: Object) -> str:
+    entries = [e for e in route["metadata"].get("managedFields") or [] if not e.get("subresource")]
+    newest = max(entries, key=lambda each: str(each.get("time", "")), default={})
+    return str(newest.get("manager", "an unknown manager"))
+
+
+def _advance(ctx: Context, record: Record, route: Object, sample: Sample) -> Outcome:
+    """Verify the last step by observed traffic, bake it, then take the next; or soak and commit."""
+    steps, shift, now = ctx.plan.steps, record.shift, ctx.clock.now()
+    if shift.step < 0:
+        return _take_step(ctx, route, 0)
+    if shift.written is None:
+        return _write_step(ctx, route, shift)
+    if shift.observed is None:
+        return _wait_for_split(ctx, record, shift)
+    last = shift.step == len(steps) - 1
+    needed = ctx.plan.soak_s if last else ctx.plan.bake_s
+    left = needed - (now - shift.observed)
+    if left > 0:
+        what = "soaking" if last else f"baking {shift.percent} %"
+        flight = sample.target.in_flight
+        return Waiting(
+            min(_LOOK_EVERY_S, left),
+            f"{what}, {left:.0f} s left; {flight if flight is None else int(flight)} requests on the target",
+        )
+    if not last:
+        return _take_step(ctx, route, shift.step + 1)
+    ctx.update(lambda r: r.moved_to(Phase.COMMITTED))
+    return Done({"steps": list(steps), "soaked_s": round(now - shift.observed, 1)})
+
+
+def _take_step(ctx: Context, route: Object, index: int) -> Outcome:
+    """Write the intent before the act: a crash in between finds what was meant."""
+    shift = Shift(step=index, percent=ctx.plan.steps[index])
+    ctx.update(lambda r: replace(r, shift=shift, intent=f"give the target {shift.percent} %"))
+    return _write_step(ctx, route, shift)
+
+
+def _write_step(ctx: Context, route: Object, shift: Shift) -> Outcome:
+    """Write the weights by compare-and-swap, after the record and the lease were checked once more."""
+    record = ctx.expect(Phase.SHIFTING, Phase.SOAKING)
+    if record is None or record.shift != shift:
+        return Waiting(0, "the record moved on; looking again")
+    rules = with_target(record.source.rules, record.source.service, record.target, shift.percent)
+    try:
+        ctx.kube.watching().replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, record.epoch))
+    except ConflictError:
+        return Waiting(0, "the route was written by somebody else just now; looking again")
+    now = ctx.clock.now()
+    ctx.memory["written_at"] = ctx.clock.monotonic()
+    ctx.update(lambda r: replace(r, shift=replace(shift, written=now), intent=""))
+    ctx.log("the target has %d %% of the weight", shift.percent)
+    return Waiting(_LOOK_EVERY_S, f"the target has {shift.percent} % of the weight; waiting for traffic to follow")
+
+
+def _wait_for_split(ctx: Context, record: Record, shift: Shift) -> Outcome:
+    since = ctx.memory.setdefault("written_at", ctx.clock.monotonic())
+    split = _watch(ctx).split(since)
+    if split.follows(shift.percent):
+        now = ctx.clock.now()
+        last = shift.step == len(ctx.plan.steps) - 1
+
+        def change(r: Record) -> Record:
+            seen = replace(r, shift=replace(shift, observed=now))
+            return seen.moved_to(Phase.SOAKING) if last else seen
+
+        ctx.update(change)
+        ctx.log("%s: the split follows %d %%", split, shift.percent)
+        return Waiting(_LOOK_EVERY_S, f"{split}")
+    waited = ctx.clock.monotonic() - since
+    if waited > _FOLLOW_BUDGET_S:
+        return _breach(ctx, record, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
+    return Waiting(_LOOK_EVERY_S, f"{split}, waiting for {shift.percent} %")
+
+
+def _blind(ctx: Context, record: Record, error: TransientError) -> Outcome:
+    """Hold while the API does not answer; after the grace, what cannot be seen is not safe."""
+    since = ctx.memory.setdefault("blind_since", ctx.clock.monotonic())
+    blind_s = ctx.clock.monotonic() - since
+    if blind_s > Limits(ttft_limit_s=1).missing_grace_s:
+        return _breach(ctx, record, f"nothing could be seen for {blind_s:.0f} s: {error}")
+    return Waiting(_LOOK_EVERY_S, f"cannot look: {error}")
+
+
+def _breach(ctx: Context, record: Record | None, reason: str) -> Outcome:
+    """Restore now, in this very step; everything else can wait."""
+    done = restore(
+        ctx.unfenced.watching(),
+        ctx.plan.namespace,
+        ctx.plan.workload,
+        actor=f"the keeper of run {ctx.run_id}",
+        reason=reason,
+        clock=ctx.clock,
+    )
+    ctx.memory["restored"] = reason
+    ctx.memory["restored_at"] = ctx.clock.monotonic()
+    ctx.epoch = done.epoch
+    return Waiting(0, f"breach: {reason}; {done.reason}")
+
+
+def _adopt(ctx: Context, record: Record, route: Object) -> Outcome:
+    """Accept that somebody restored: tell the record if they could not, and stop."""
+    reason = f"the route is at epoch {epoch_of(route)}, above the record's {record.epoch}: somebody restored it"
+    return _breach(ctx, record, reason)
+
+
+def _watch_restore(ctx: Context) -> Outcome:
+    """See the traffic leave the target, so that the report says when users were safe, not when it was asked."""
+    reason = str(ctx.memory["restored"])
+    record = ctx.records.read()
+    if record is None or record.fallback is None:
+        return Failed(reason, "breach")
+    waited = ctx.clock.monotonic() - ctx.memory["restored_at"]
+    if traffic_has_left_target(ctx, record):
+        now = ctx.clock.now()
+        ctx.records.force(lambda r: replace(r, fallback=replace(r.fallback, observed=now)) if r.fallback else r)
+        return Failed(reason, "breach")
+    if waited > _FOLLOW_RESTORE_S:
+        return Failed(f"{reason}; the traffic was not seen to leave the target within {waited:.0f} s", "breach")
+    return Waiting(0.5, "restored; watching the traffic follow")
+
+
+def traffic_has_left_target(ctx: Context, record: Record) -> bool:
+    """Tell whether no request began on the target between two looks at least one second apart.
+
+    A target that does not answer gives no evidence; its endpoints must be gone then.
+    """
+    try:
+        sample = look(ctx, record)
+    except TransientError:
+        return False
+    previous: Sample | None = ctx.memory.get("leaving")
+    if not sample.target.ready and not any(sample.target.pods.values()):
+        return True
+    if previous is None:
+        ctx.memory["leaving"] = sample
+        return False
+    if sample.at - previous.at < 1.0:
+        return False
+    ctx.memory["leaving"] = sample
+    begun = sum(
+        pod.first_tokens - (before.first_tokens if (before := previous.target.pods.get(name)) else 0.0)
+        for name, pod in sample.target.pods.items()
+        if pod
+    )
+    answered = all(pod is not None for pod in sample.target.pods.values())
+    return answered and begun - (sample.target.own - previous.target.own) <= 0

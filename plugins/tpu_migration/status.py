@@ -1,0 +1,55 @@
+"""Say in a few lines where a migration stands, from its record and what is observed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tpu_migration.clients.kubernetes import HTTP_ROUTES, Kubernetes
+from tpu_migration.domain.routing import rules_of, safe_route, target_percent
+from tpu_migration.record import Record
+from tpu_migration.restore import ready_endpoints
+
+
+def observed_route(kube: Kubernetes, record: Record) -> dict[str, int]:
+    """Return the share in per cent that each side has on the users' route right now."""
+    route = kube.get(HTTP_ROUTES, record.source.route, record.namespace)
+    percent = target_percent(rules_of(route), record.source.service, record.target) if route else 0
+    return {record.source.service: 100 - percent, record.target: percent}
+
+
+def observed_safe_route(kube: Kubernetes, record: Record) -> str:
+    """Return which Service is the safe route, from the record and the ready endpoints."""
+    source_ready = ready_endpoints(kube, record.namespace, record.source.service)
+    target_ready = ready_endpoints(kube, record.namespace, record.target)
+    safe = safe_route(record.phase, source_ready, target_ready, record.source_capacity)
+    return record.target if safe.target_percent else record.source.service
+
+
+def stage_table(record: Record, now: float | None = None) -> list[dict[str, Any]]:
+    """Return the stages with their state and seconds, in the order they began."""
+    now = time.time() if now is None else now
+    return [
+        {"stage": each.stage, "state": each.state, "seconds": round((each.ended or now) - each.started, 1)}
+        for each in sorted(record.stages, key=lambda stage: stage.started)
+    ]
+
+
+def describe(kube: Kubernetes, record: Record) -> str:
+    """Return the record as a person reads it."""
+    route: Mapping[str, int] = observed_route(kube, record)
+    shares = ", ".join(f"{name} {share} %" for name, share in route.items())
+    lines = [
+        f"{record.workload}  {record.phase}  (run {record.run_id}, epoch {record.epoch})",
+        f"  route      {shares}; safe: {observed_safe_route(kube, record)}",
+    ]
+    for stage in stage_table(record):
+        lines.append(f"  {stage['stage']:<13}{stage['state']:<9}{stage['seconds']:>8.1f} s")
+    if record.waiting:
+        lines.append(f"  now        {record.waiting}")
+    if record.verdict:
+        lines.append(f"  verdict    {record.verdict['outcome']}: {record.verdict['sentence']}")
+    if record.fallback:
+        lines.append(f"  fallback   {record.fallback.reason} (by {record.fallback.actor})")
+    return "\n".join(lines)

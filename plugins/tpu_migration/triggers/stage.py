@@ -1,0 +1,78 @@
+"""Step a stage in the triggerer until it is done: the one trigger, holding no worker slot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from tpu_migration.errors import PermanentError, TransientError
+from tpu_migration.hooks.pool import step_pool
+from tpu_migration.hooks.run import stage_run
+from tpu_migration.lease import renewing
+from tpu_migration.stages.base import Done, Failed, Outcome, StageRun, Waiting
+
+log = logging.getLogger(__name__)
+
+
+class StageTrigger(BaseTrigger):  # type: ignore[misc]
+    """Step one stage. A restarted triggerer begins anew, and takes the lease from its older self.
+
+    `cleanup` is left alone on purpose: it runs on every exit, a restart included, and nothing
+    outside may be undone by that.
+    """
+
+    def __init__(self, stage: str, params: dict[str, Any], run_id: str, attempt: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.params = params
+        self.run_id = run_id
+        self.attempt = attempt
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what a restarted triggerer needs: plain values."""
+        return (
+            "tpu_migration.triggers.stage.StageTrigger",
+            {"stage": self.stage, "params": self.params, "run_id": self.run_id, "attempt": self.attempt},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Step in a thread of our own pool, sleep as long as the stage says, and end with its outcome."""
+        loop = asyncio.get_running_loop()
+        run = await self._start(loop)
+        if isinstance(run, Failed):
+            yield event(run)
+            return
+        told = ""
+        with renewing(run.context.lease):
+            while True:
+                outcome: Outcome = await loop.run_in_executor(step_pool(), run.step)
+                if not isinstance(outcome, Waiting):
+                    yield event(outcome)
+                    return
+                if outcome.why != told:
+                    told = outcome.why
+                    self.log.info("%s: %s", self.stage, told)
+                await asyncio.sleep(outcome.seconds)
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> StageRun | Failed:
+        while True:
+            try:
+                return await loop.run_in_executor(
+                    step_pool(), stage_run, self.stage, self.params, self.run_id, self.attempt
+                )
+            except TransientError as error:
+                self.log.warning("%s", error)
+                await asyncio.sleep(2.0)
+            except PermanentError as error:
+                return Failed(str(error))
+
+
+def event(outcome: Done | Failed) -> TriggerEvent:
+    """Return the event that tells the operator how the stage ended."""
+    if isinstance(outcome, Done):
+        return TriggerEvent({"done": True, "result": outcome.result})
+    return TriggerEvent({"done": False, "reason": outcome.reason, "kind": outcome.kind})
