@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from tpu_migration.bench.results import ResultCorrupt, parse
-from tpu_migration.domain.gate.judge import judge
-from tpu_migration.domain.gate.model import Observations
-from tpu_migration.domain.gate.policy import PolicyError, load_policy
+from tpu_migration.bench.results import ResultCorrupt, client_health, parse
+from tpu_migration.domain.gate import Observations, PolicyError, judge, load_policy
 from tpu_migration.resources import read_text
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 2, "void": 3}
@@ -32,13 +31,22 @@ def main(arguments: argparse.Namespace) -> int:
         file = Path(arguments.policy)
         policy = load_policy(file.read_text() if file.is_file() else read_text(f"policies/{arguments.policy}.yaml"))
         runs = {
-            name: parse(path.read_text())
+            name: parse(path.read_text(), require_checksum=False)
             for name, path in (("baseline", arguments.baseline), ("candidate", arguments.candidate))
         }
     except (OSError, ResultCorrupt, PolicyError) as error:
         print(f"tpu-migration judge: {error}", file=sys.stderr)
         return _EXIT_INPUT
-    observations = Observations(baseline_client=runs["baseline"].health, candidate_client=runs["candidate"].health)
+    left_out = [name for name in ("capacity", "cost") if getattr(policy, name) is not None]
+    policy = policy.without(*left_out)
+    if policy.void is not None and policy.void.arm_events:
+        policy = replace(policy, void=replace(policy.void, arm_events=False))
+        left_out.append("engine events")
+    if left_out:
+        print(f"two files cannot tell, and so left out: {', '.join(left_out)}", file=sys.stderr)
+    observations = Observations(
+        baseline_client=client_health(runs["baseline"]), candidate_client=client_health(runs["candidate"])
+    )
     verdict = judge(
         policy, runs["baseline"].results, runs["candidate"].results, observations=observations, look=arguments.look
     )

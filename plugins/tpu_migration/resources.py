@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from tpu_migration.domain.accelerators import Accelerators, parse_accelerators
+from tpu_migration.domain.gate import Policy, load_policy
 from tpu_migration.errors import PermanentError
 
 _PLACES = (
@@ -35,3 +37,15 @@ def read_text(name: str) -> str:
 def manifests(name: str) -> list[dict[str, Any]]:
     """Return the documents of a YAML file of include/manifests."""
     return [each for each in yaml.safe_load_all(read_text(f"manifests/{name}")) if each]
+
+
+@cache
+def policy(name: str) -> Policy:
+    """Return a gate policy of include/policies."""
+    return load_policy(read_text(f"policies/{name}.yaml"))
+
+
+@cache
+def accelerators() -> Accelerators:
+    """Return the accelerators and their dated prices."""
+    return parse_accelerators(read_text("accelerators.yaml"))

@@ -70,8 +70,7 @@ class Plan:
         for f in fields(cls):
             if f.name in values and not _fits(values[f.name], f.default):
                 problems.append(
-                    f"{f.name}={values[f.name]!r} must be a {type(f.default).__name__}, "
-                    f"for example {f.default!r}"
+                    f"{f.name}={values[f.name]!r} must be a {type(f.default).__name__}, for example {f.default!r}"
                 )
         if problems:
             raise PlanError("; ".join(problems))
@@ -105,6 +104,8 @@ class Plan:
         ):
             if value not in allowed:
                 problems.append(f"{name}={value!r} must be one of {', '.join(allowed)}")
+        if not self.workload[:1].isalpha():
+            problems.append(f"workload={self.workload!r} must begin with a letter: the target's Service takes its name")
         problems += self._number_problems()
         if self.capacity == "reservation" and not self.reservation:
             problems.append("capacity=reservation needs the reservation's name in `reservation`")

@@ -39,11 +39,7 @@ def epoch_of(route: Mapping[str, Any]) -> int:
 
 def is_service(ref: Mapping[str, Any], name: str) -> bool:
     """Tell whether a backendRef is the core Service called `name`."""
-    return (
-        ref.get("name") == name
-        and (ref.get("kind") or "Service") == "Service"
-        and (ref.get("group") or "") == ""
-    )
+    return ref.get("name") == name and (ref.get("kind") or "Service") == "Service" and (ref.get("group") or "") == ""
 
 
 def rules_of(route: Mapping[str, Any]) -> list[Rule]:
@@ -167,9 +163,7 @@ def safe_route(phase: Phase, source_ready: int, target_ready: int, source_capaci
     return SafeRoute(100, f"{phase}: neither side has ready endpoints; the target is the one to bring back")
 
 
-def arm_probe_route(
-    route: Mapping[str, Any], name: str, arms: Mapping[str, str], header: str
-) -> dict[str, Any]:
+def arm_probe_route(route: Mapping[str, Any], name: str, arms: Mapping[str, str], header: str) -> dict[str, Any]:
     """Return a route that reaches each arm by a header, beside the users' route and never inside it.
 
     `arms` maps a header value to the Service that answers it. The users' matches are copied,

@@ -32,18 +32,20 @@ class PodSample:
 
 @dataclass(frozen=True)
 class ArmSample:
-    """One side at one moment. `own` counts this product's own requests to it so far."""
+    """One side at one moment. `own` counts this product's own requests to it, begun so far and under way."""
 
     ready: int
     pods: Mapping[str, PodSample | None]  # None: it did not answer
     own: float = 0.0
+    own_in_flight: float = 0.0
 
     @property
     def in_flight(self) -> float | None:
-        """Requests running or waiting; None if any pod did not answer."""
+        """Users' requests running or waiting; None if any pod did not answer."""
         if any(pod is None for pod in self.pods.values()):
             return None
-        return sum(pod.running + pod.waiting for pod in self.pods.values() if pod)
+        everybody = sum(pod.running + pod.waiting for pod in self.pods.values() if pod)
+        return max(0.0, everybody - self.own_in_flight)
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ class Watch:
                 f"the source has {sample.source.ready} ready endpoints of {source_replicas}: "
                 "it could not take everybody back"
             )
-        for pod, why in sample.dead_sources.items():
-            return f"source replica {pod} is Ready but gives no completion: {why}"
+        for dead, why in sample.dead_sources.items():
+            return f"source replica {dead} is Ready but gives no completion: {why}"
         if sample.probe and sample.probe.consecutive_failures >= 2:
             return (
                 f"{sample.probe.consecutive_failures} probes in a row failed at the Gateway's own address: "

@@ -27,6 +27,6 @@ STAGES: dict[str, Stage] = {
         Stage("gate", gate.step, 6 * 3600.0),
         Stage("shift", shift.step, 15 * _DAY_S),
         Stage("decommission", decommission.step, 3600.0),
-        Stage("restore", teardown.step, 2 * 3600.0),
+        Stage("restore", teardown.step, 2 * 3600.0, gives_lease_back=True),
     )
 }

@@ -155,7 +155,7 @@ class Stage:
     step: Callable[[Context], Outcome]
     timeout_s: float
     takes_lease: bool = True  # preflight takes it itself, after its checks
-    poll_s: float = 5.0
+    gives_lease_back: bool = False
 
 
 class StageRun:
@@ -170,6 +170,12 @@ class StageRun:
 
     def step(self) -> Outcome:
         """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
+        outcome = self._step()
+        if self.stage.gives_lease_back and not isinstance(outcome, Waiting):
+            self._give_lease_back()
+        return outcome
+
+    def _step(self) -> Outcome:
         try:
             if not self._begun:
                 self._begin()
@@ -191,6 +197,13 @@ class StageRun:
         if self.stage.takes_lease:
             self.context.lease.acquire()
         self._begun = True
+
+    def _give_lease_back(self) -> None:
+        """Let the next run begin at once; one that is not given back is only waited for."""
+        try:
+            self.context.lease.release()
+        except (TransientError, PermanentError) as error:
+            log.warning("could not give the lease back: %s", error)
 
     def _note(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):

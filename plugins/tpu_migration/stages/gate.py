@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from tpu_migration.bench.results import BenchRun
+from tpu_migration.bench.results import BenchRun, client_health, merge
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.vllm import Metrics, Vllm
-from tpu_migration.domain.accelerators import parse_accelerators
-from tpu_migration.domain.gate.arms import conforming_tokens_per_s
-from tpu_migration.domain.gate.judge import judge
-from tpu_migration.domain.gate.model import (
+from tpu_migration.domain.gate import (
     ArmCost,
     ArmEvents,
     Observations,
+    Policy,
     RatePoint,
     RequestResult,
     Verdict,
+    conforming_tokens_per_s,
+    judge,
+    rate_point,
 )
-from tpu_migration.domain.gate.policy import Policy, load_policy
 from tpu_migration.domain.phases import Phase
 from tpu_migration.errors import PermanentError
 from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
-from tpu_migration.resources import read_text
+from tpu_migration.resources import accelerators
+from tpu_migration.resources import policy as policy_named
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.load import run_block, through_gateway
 from tpu_migration.stages.objects import pods_of, template_hash
 from tpu_migration.stages.probes import prober_stats
 from tpu_migration.stages.warm_up import COMPILED
 
-_MAX_LOOKS = 3
 _MAX_VOIDS = 2
 _TARGET_ANSWERS = 3  # in a row, through the Gateway, before load is sent that way
 
@@ -44,17 +44,16 @@ def step(ctx: Context) -> Outcome:
         return Done()
     if (waiting := _wait_for_the_way(ctx)) is not None:
         return waiting
-    policy = load_policy(read_text(f"policies/{ctx.plan.policy}.yaml"))
+    policy = policy_named(ctx.plan.policy)
     looks: list[str] = list(record.notes.get("looks") or [])
     voids = int(record.notes.get("voids") or 0)
     name = f"{len(looks) + 1}{'abc'[voids]}"
     if record.notes.get("gate_block") != name:
-        before = _arm_state(ctx, record)
-        ctx.update(lambda r: replace(r, notes={**r.notes, "gate_block": name, "gate_before": before}))
-        record = ctx.update(lambda r: r)
+        before = {arm: _arm_state(ctx, record, arm) for arm in (SOURCE_ARM, TARGET_ARM)}
+        record = ctx.update(lambda r: replace(r, notes={**r.notes, "gate_block": name, "gate_before": before}))
     blocks = _run_look(ctx, record, policy, name)
     if blocks is None:
-        return Waiting(1.0, f"measuring (look {len(looks) + 1} of at most {_MAX_LOOKS}, policy {policy.name})")
+        return Waiting(1.0, f"measuring (look {len(looks) + 1} of at most {policy.looks}, policy {policy.name})")
     return _decide(ctx, record, policy, [*looks, name], voids)
 
 
@@ -77,7 +76,8 @@ def _run_look(ctx: Context, record: Record, policy: Policy, name: str) -> dict[s
         f"--prompt-tokens={plan.prompt_tokens}",
         f"--output-tokens={plan.output_tokens}",
         "--ignore-eos",
-        f"--seed={len(name) * 1000 + ord(name[0])}",
+        f"--seed={int(name[:-1]) * 1000 + ord(name[-1])}",
+        *_void_limits(policy),
     ]
     source = record.source
     rates = _rates(plan.peak_rps, policy)
@@ -98,6 +98,18 @@ def _run_look(ctx: Context, record: Record, policy: Policy, name: str) -> dict[s
         if len(done.keys() & group.keys()) < len(group):
             return None
     return done
+
+
+def _void_limits(policy: Policy) -> list[str]:
+    """Return what the load generator calls its own run void by: the policy's limits, not its defaults."""
+    if policy.void is None:
+        return []
+    limits = {
+        "loop-lag-ms": policy.void.loop_lag_p99_ms,
+        "schedule-delay-ms": policy.void.schedule_delay_p99_ms,
+        "achieved-rate": policy.void.achieved_rate_min,
+    }
+    return [f"--policy-void-{name}={limit:g}" for name, limit in limits.items() if limit is not None]
 
 
 def _rates(peak_rps: float, policy: Policy) -> list[float]:
@@ -121,7 +133,7 @@ def _decide(ctx: Context, record: Record, policy: Policy, looks: list[str], void
             return Failed(f"the benchmark was void {voids + 1} times: {verdict.sentence}", "inconclusive")
         ctx.update(lambda r: replace(r, notes={**note, "voids": voids + 1}))
         return Waiting(0, f"the measurement is void ({verdict.sentence}); once more")
-    if verdict.outcome == "inconclusive" and len(looks) < _MAX_LOOKS:
+    if verdict.outcome == "inconclusive" and len(looks) < policy.looks:
         ctx.update(lambda r: replace(r, notes={**note, "looks": looks, "voids": 0}))
         return Waiting(0, f"inconclusive so far ({verdict.sentence}); extending")
     return _conclude(ctx, verdict, note)
@@ -152,93 +164,91 @@ def _conclude(ctx: Context, verdict: Verdict, note: dict[str, Any]) -> Outcome:
 
 
 def _judge_looks(ctx: Context, record: Record, policy: Policy, looks: list[str]) -> tuple[Verdict, dict[str, Any]]:
-    baseline: list[RequestResult] = []
-    candidate: list[RequestResult] = []
+    """Judge all looks so far together; each look's blocks are found again by their names."""
+    baselines, candidates = [], []
     sweep: list[RatePoint] = []
-    last: dict[str, BenchRun] = {}
     rates = _rates(ctx.plan.peak_rps, policy)
-    offset = 0.0
     for name in looks:
         blocks = _run_look(ctx, record, policy, name)
         if blocks is None:
             raise PermanentError(f"the results of look {name} are gone: start a new run")
-        main = blocks[f"load-{name}-0"]
-        baseline += _later(blocks[f"baseline-{name}"].results, offset)
-        candidate += _later(main.results, offset)
-        for index, rate in enumerate(rates):
-            results = blocks[f"load-{name}-{index}"].results
-            good = sum(1 for each in results if policy.conforms(each))
-            sweep.append(RatePoint(rate, len(results), good))
-        offset += 3600.0
-        last = {"baseline": blocks[f"baseline-{name}"], "candidate": main}
-    after = _arm_state(ctx, record)
+        baselines.append(blocks[f"baseline-{name}"])
+        candidates.append(blocks[f"load-{name}-0"])
+        if policy.slo:
+            runs = [blocks[f"load-{name}-{index}"] for index in range(len(rates))]
+            sweep += [rate_point(policy, rate, run.results) for rate, run in zip(rates, runs, strict=True)]
+    baseline, candidate = merge(baselines), merge(candidates)
+    baseline_cost, candidate_cost = _costs(ctx, record, policy, candidate)
     observations = Observations(
-        baseline_client=last["baseline"].health,
-        candidate_client=last["candidate"].health,
-        candidate_events=_events(record.notes["gate_before"], after),
+        baseline_client=client_health(baseline),
+        candidate_client=client_health(candidate),
+        baseline_events=_events(ctx, record, SOURCE_ARM),
+        candidate_events=_events(ctx, record, TARGET_ARM),
         peak_rps=ctx.plan.peak_rps,
         sweep=tuple(sweep),
-        **_costs(ctx, record, policy, last),
+        baseline_cost=baseline_cost,
+        candidate_cost=candidate_cost,
     )
-    verdict = judge(policy, baseline, candidate, observations=observations, look=len(looks))
-    return verdict, {"baseline": _quantiles(baseline), "candidate": _quantiles(candidate)}
+    verdict = judge(policy, baseline.results, candidate.results, observations=observations, look=len(looks))
+    return verdict, {"baseline": _quantiles(baseline.results), "candidate": _quantiles(candidate.results)}
 
 
-def _later(results: Sequence[RequestResult], offset_s: float) -> list[RequestResult]:
-    """Shift a block in time, so that blocks of the bootstrap never mix two looks."""
-    return [replace(each, scheduled_s=each.scheduled_s + offset_s, sent_s=each.sent_s + offset_s) for each in results]
-
-
-def _arm_state(ctx: Context, record: Record) -> dict[str, dict[str, float]]:
-    """Return, for each pod of the target, the counters that must not move during a measurement."""
-    deployment = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, ctx.plan.namespace)
+def _arm_state(ctx: Context, record: Record, arm: str) -> dict[str, dict[str, float]]:
+    """Return, for each pod of an arm, the counters that must not move during a measurement."""
+    name = record.target if arm == TARGET_ARM else record.source.deployment
+    deployment = ctx.kube.get(k8s.DEPLOYMENTS, name, ctx.plan.namespace)
     if deployment is None:
-        raise PermanentError(f"Deployment {ctx.names.target} is gone: somebody deleted it")
+        raise PermanentError(f"Deployment {name} is gone: somebody deleted it")
     vllm = Vllm(ctx.kube, ctx.plan.namespace, record.source.port)
     state = {}
     for pod in pods_of(ctx.kube, ctx.plan.namespace, deployment):
         name = pod["metadata"]["name"]
         metrics: Metrics = vllm.metrics(name)
         restarts = sum(e.get("restartCount", 0) for e in pod["status"].get("containerStatuses") or [])
-        compiles = len(COMPILED.findall(ctx.kube.pod_log(ctx.plan.namespace, name)))
+        compiles = len(COMPILED.findall(ctx.kube.pod_log(ctx.plan.namespace, name))) if arm == TARGET_ARM else 0
         state[name] = {"restarts": restarts, "preemptions": metrics.preemptions, "compiles": compiles}
     return state
 
 
-def _events(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> ArmEvents:
-    """Return what happened between two states; a pod that is gone or new counts as a restart."""
-    both = before.keys() & after.keys()
-    changed = len(before.keys() ^ after.keys())
+def _events(ctx: Context, record: Record, arm: str) -> ArmEvents:
+    """Return what happened to an arm since the look began; a pod that is gone or new counts as a restart."""
+    before: dict[str, dict[str, float]] = record.notes["gate_before"][arm]
+    after = _arm_state(ctx, record, arm)
 
     def grown(what: str) -> int:
-        return int(sum(after[name][what] - before[name][what] for name in both))
+        return int(sum(after[name][what] - before[name][what] for name in before.keys() & after.keys()))
 
-    return ArmEvents(grown("compiles"), grown("restarts") + changed, grown("preemptions"))
+    replaced = len(before.keys() ^ after.keys())
+    return ArmEvents(grown("compiles"), grown("restarts") + replaced, grown("preemptions"))
 
 
-def _costs(ctx: Context, record: Record, policy: Policy, runs: dict[str, BenchRun]) -> dict[str, ArmCost]:
-    """Return what each arm costs and delivers, whole machines of the same pricing kind."""
+def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) -> tuple[ArmCost | None, ArmCost | None]:
+    """Return what the baseline and the candidate cost and deliver, whole machines of the same pricing kind.
+
+    None for a price that the file does not have: the cost check then cannot pass.
+    """
     if policy.cost is None:
-        return {}
-    catalogue = parse_accelerators(read_text("accelerators.yaml"))
+        return None, None
+    catalogue = accelerators()
     kind = "spot" if ctx.plan.capacity == "spot" else "on-demand"
     source, plan = record.source, ctx.plan
-    gpu = catalogue.gpu(source.accelerator).usd_per_hour(kind) * source.chips * source.replicas
-    tpu = catalogue.slice(plan.target).usd_per_hour(kind) * plan.target_replicas
-    tokens = conforming_tokens_per_s(policy, runs["candidate"].results)
+    gpu = catalogue.gpu_by_label(source.accelerator)
+    gpu_usd = gpu.usd_per_hour(kind, source.chips * source.replicas) if gpu else None
+    tpu_usd = catalogue.slice(plan.target).usd_per_hour(kind)
+    tokens, low, high = conforming_tokens_per_s(policy, candidate.results)
     # The source is taken to deliver the same load: it is sized for the live peak, and a probe
     # of a few per cent cannot tell its throughput.
-    return {
-        "baseline_cost": ArmCost(gpu, tokens.value),
-        "candidate_cost": ArmCost(tpu, tokens.value, tokens.low, tokens.high),
-    }
+    return (
+        None if gpu_usd is None else ArmCost(gpu_usd, tokens),
+        None if tpu_usd is None else ArmCost(tpu_usd * plan.target_replicas, tokens, low, high),
+    )
 
 
 def _quantiles(results: Sequence[RequestResult]) -> dict[str, Any]:
     """Return the distributions in 41 quantiles, for the report; milliseconds."""
     table: dict[str, Any] = {"requests": len(results), "failed": sum(1 for each in results if not each.ok)}
     for name in ("ttft_s", "tpot_s", "e2e_s"):
-        values = sorted(v for each in results if each.ok and (v := asdict(each)[name]) is not None)
+        values = sorted(v for each in results if each.ok and (v := getattr(each, name)) is not None)
         if values:
             table[name[:-2] + "_ms"] = [round(1000 * values[round(i / 40 * (len(values) - 1))], 2) for i in range(41)]
     return table

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Kubernetes, Object
-from tpu_migration.domain.accelerators import Slice, parse_accelerators
+from tpu_migration.domain.accelerators import Slice
 from tpu_migration.domain.translation import Translation, translate
-from tpu_migration.resources import read_text
+from tpu_migration.resources import accelerators
 from tpu_migration.stages.base import Context
 
 
@@ -78,7 +78,7 @@ def stripped(obj: Object) -> Object:
 
 def target_slice(name: str) -> Slice:
     """Return the TPU slice of that name from include/accelerators.yaml."""
-    return parse_accelerators(read_text("accelerators.yaml")).slice(name)
+    return accelerators().slice(name)
 
 
 def translated(ctx: Context, objects: Sequence[Object], config: Mapping[str, Object]) -> Translation:

@@ -28,30 +28,27 @@ def look(ctx: Context, record: Record) -> Sample:
     scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
     dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
     stats = prober_stats(ctx)
-    own: dict[str, float] = ctx.memory.setdefault("own", {SOURCE_ARM: 0.0, TARGET_ARM: 0.0})
+    arms = stats.arms if stats else {}
     probe = None
-    if stats:
-        main = stats.arms.get(MAIN_ARM)
-        if main:
-            probe = ProbeSample(
-                main.failed + main.truncated,
-                main.consecutive_failures,
-                main.last_ok_s_ago,
-                main.last_error or "",
-            )
-        for arm in (SOURCE_ARM, TARGET_ARM):
-            if arm in stats.arms:
-                ctx.memory[f"probed_{arm}"] = float(stats.arms[arm].ok)
+    if main := arms.get(MAIN_ARM):
+        probe = ProbeSample(main.failed, main.consecutive_failures, main.last_ok_s_ago, main.last_error or "")
+    completions = float(ctx.memory.get("completions", 0))
 
-    def arm(service: str, name: str) -> ArmSample:
-        ready = sum(pods[service].values())
-        mine = own[name] + ctx.memory.get(f"probed_{name}", 0.0)
-        return ArmSample(ready, {pod: scraped[pod] for pod in pods[service]}, mine)
+    def side(service: str, name: str, own: float) -> ArmSample:
+        probed = arms.get(name)
+        if probed:  # a prober that is silent for a moment has not unmade its requests
+            ctx.memory[f"probed_{name}"] = float(probed.ok + probed.failed)
+        return ArmSample(
+            ready=sum(pods[service].values()),
+            pods={pod: scraped[pod] for pod in pods[service]},
+            own=own + ctx.memory.get(f"probed_{name}", 0.0),
+            own_in_flight=float(probed.in_flight) if probed else 0.0,
+        )
 
     return Sample(
         at=ctx.clock.monotonic(),
-        source=arm(services[0], SOURCE_ARM),
-        target=arm(services[1], TARGET_ARM),
+        source=side(services[0], SOURCE_ARM, completions),
+        target=side(services[1], TARGET_ARM, 0.0),
         probe=probe,
         dead_sources=dead,
     )
@@ -106,7 +103,7 @@ def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: l
         return ""
 
     answers = dict(zip(pods, ctx.together([lambda p=p: ask(p) for p in pods]), strict=True))  # type: ignore[misc]
-    ctx.memory.setdefault("own", {SOURCE_ARM: 0.0, TARGET_ARM: 0.0})[SOURCE_ARM] += len(pods)
+    ctx.memory["completions"] = ctx.memory.get("completions", 0) + len(pods)
     failing = {pod: why for pod, why in answers.items() if why}
     twice = {pod: why for pod, why in failing.items() if pod in ctx.memory.get("failing_sources", {})}
     ctx.memory["failing_sources"] = failing

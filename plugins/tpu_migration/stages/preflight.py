@@ -8,12 +8,11 @@ from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain import routing
-from tpu_migration.domain.gate.policy import load_policy
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.translation import describe_source
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Snapshots, Source
-from tpu_migration.resources import read_text
+from tpu_migration.resources import policy
 from tpu_migration.stages.base import Context, Done, Outcome
 from tpu_migration.stages.heartbeat import guard_heartbeat
 from tpu_migration.stages.objects import config_maps_of, pods_of, source_objects, stripped, translated
@@ -118,7 +117,7 @@ def _refuse_a_thin_plan(ctx: Context) -> None:
             "target_replicas=1 leaves one TPU replica, which restarts in tens of minutes; give 2, or set "
             "accept_single_replica"
         )
-    load_policy(read_text(f"policies/{plan.policy}.yaml"))
+    policy(plan.policy)
 
 
 def _deployment(ctx: Context) -> Object:
@@ -144,7 +143,7 @@ def _source(
     ctx: Context,
     deployment: Object,
     objects: list[Object],
-    config: Mapping[str, Mapping[str, str]],
+    config: Mapping[str, Object],
     existing: Record | None,
 ) -> tuple[Source, list[Object]]:
     plan = ctx.plan
@@ -153,6 +152,11 @@ def _source(
         raise PermanentError(
             f"Deployment {plan.workload} asks for no GPU (accelerator: {described.accelerator or 'none'}): "
             "there is nothing to migrate"
+        )
+    if not described.model or not described.served_names:
+        raise PermanentError(
+            f"Deployment {plan.workload} does not say which model it serves: give --model or --served-model-name in "
+            "its arguments, so that the target can answer to the same names"
         )
     services = [each for each in objects if each["kind"] == "Service"]
     if not services:

@@ -25,6 +25,7 @@ class ArmStats:
     consecutive_failures: int
     last_ok_s_ago: float | None
     last_error: str | None
+    in_flight: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,5 @@ def _arm(stats: Mapping[str, Any]) -> ArmStats:
         consecutive_failures=int(stats["consecutive_failures"]),
         last_ok_s_ago=stats.get("last_ok_s_ago"),
         last_error=stats.get("last_error"),
+        in_flight=int(stats.get("in_flight", 0)),
     )

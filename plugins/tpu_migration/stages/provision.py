@@ -93,7 +93,7 @@ def _what_is_missing(node: Object, wanted: Slice) -> str:
     conditions = {each["type"]: each["status"] for each in status.get("conditions") or []}
     if conditions.get("Ready") != "True":
         return f"{name} is not Ready"
-    offered = int((status.get("allocatable") or {}).get(wanted.resource_name, "0"))
+    offered = int((status.get("allocatable") or {}).get(wanted.resource, "0"))
     if offered < wanted.chips:
-        return f"{name} offers {offered} {wanted.resource_name}, not {wanted.chips}: its device plugin is not up"
+        return f"{name} offers {offered} {wanted.resource}, not {wanted.chips}: its device plugin is not up"
     return ""

@@ -10,14 +10,13 @@ from dataclasses import replace
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
-from tpu_migration.domain.gate.policy import load_policy
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
 from tpu_migration.domain.watch import Limits, Sample, Watch
 from tpu_migration.errors import ConflictError, PermanentError, TransientError
 from tpu_migration.names import TARGET_ARM
 from tpu_migration.record import Record, RecordError, Shift
-from tpu_migration.resources import read_text
+from tpu_migration.resources import policy
 from tpu_migration.restore import restore, with_epoch
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.heartbeat import guard_heartbeat
@@ -84,8 +83,8 @@ def _begin(ctx: Context, record: Record) -> Outcome:
 
 def _watch(ctx: Context) -> Watch:
     if "watch" not in ctx.memory:
-        policy = load_policy(read_text(f"policies/{ctx.plan.policy}.yaml"))
-        limit_ms = policy.slo.ttft_limit_ms if policy.slo else 5000.0
+        slo = policy(ctx.plan.policy).slo
+        limit_ms = slo.ttft_limit_ms if slo else 5000.0
         ctx.memory["watch"] = Watch(Limits(ttft_limit_s=limit_ms / 1000))
     found: Watch = ctx.memory["watch"]
     return found
@@ -109,7 +108,7 @@ def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None
 
 def _last_writer(route: Object) -> str:
     entries = [e for e in route["metadata"].get("managedFields") or [] if not e.get("subresource")]
-    newest = max(entries, key=lambda each: str(each.get("time", "")), default={})
+    newest: dict[str, str] = max(entries, key=lambda each: str(each.get("time", "")), default={})
     return str(newest.get("manager", "an unknown manager"))
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
-from tpu_migration.errors import PermanentError, TransientError
+from tpu_migration.errors import TransientError
 from tpu_migration.record import Record
 from tpu_migration.restore import restore
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
@@ -34,7 +34,7 @@ def step(ctx: Context) -> Outcome:
         return Failed(f"this run made nothing ({owner}): see the failed stage's message", "permanent")
     ctx.epoch = record.epoch
     if record.phase in ENDED:
-        return _end(ctx, record)
+        return _end(record)
     if record.phase in AFTER_COMMIT:
         return _after_commit(ctx, record)
     if record.phase is Phase.GATED and ctx.plan.stop_after == "gate":
@@ -55,6 +55,7 @@ def _restore(ctx: Context, record: Record) -> Outcome:
         reason=why_it_failed(record),
         clock=ctx.clock,
     )
+    ctx.epoch = done.epoch
     return Waiting(0, f"route restored at epoch {done.epoch}: {done.reason}")
 
 
@@ -105,7 +106,7 @@ def _release(ctx: Context, record: Record, end: Phase) -> Outcome:
     if pool is not None or running:
         return Waiting(3.0, f"node pool {record.pool} is being deleted")
     ended = ctx.update(lambda r: replace(r.moved_to(end), intent="", operation=""))
-    return _end(ctx, ended)
+    return _end(ended)
 
 
 def _streams_still_run(ctx: Context, record: Record) -> Waiting | None:
@@ -134,6 +135,7 @@ def _after_commit(ctx: Context, record: Record) -> Outcome:
         reason=why_it_failed(record),
         clock=ctx.clock,
     )
+    ctx.epoch = done.epoch
     return Failed(
         f"the migration is {record.phase} and stopped there: {why_it_failed(record)}. Users are on the safe route "
         f"({done.reason}); the TPU stays. Mend the cause and clear the task `decommission`",
@@ -141,11 +143,7 @@ def _after_commit(ctx: Context, record: Record) -> Outcome:
     )
 
 
-def _end(ctx: Context, record: Record) -> Outcome:
-    try:
-        ctx.lease.release()
-    except (TransientError, PermanentError) as error:
-        ctx.log("could not give the lease back: %s", error)
+def _end(record: Record) -> Outcome:
     if record.phase in _GREEN:
         return Done({"phase": str(record.phase)})
     if record.phase is Phase.HELD:

@@ -1,0 +1,166 @@
+"""Write and read result files: one JSON line a request, then one line with the summary and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tpu_migration.domain.gate import ClientHealth, RequestResult
+
+_FIELDS = tuple(RequestResult.__dataclass_fields__)
+_NUMBERS = ("scheduled_s", "sent_s")
+_OPTIONAL_NUMBERS = ("ttft_s", "tpot_s", "e2e_s")
+_OPTIONAL_TEXTS = ("error", "finish_reason")
+
+
+class ResultCorrupt(ValueError):
+    """Report a result that is not what was written: cut, mixed up or altered. Run it again."""
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """The requests of one run, and what the load generator says about the run and itself."""
+
+    results: tuple[RequestResult, ...]
+    summary: Mapping[str, Any]
+
+
+def line(result: RequestResult) -> str:
+    """Write one request; strict JSON, times to the microsecond."""
+    record = {name: getattr(result, name) for name in _FIELDS}
+    for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
+        if record[name] is not None:
+            record[name] = round(record[name], 6)
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+
+
+def render(results: Iterable[RequestResult], summary: Mapping[str, Any]) -> str:
+    """Write a whole file; the last line holds the count and the sha256 of the lines before it."""
+    lines = [line(result) + "\n" for result in results]
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    last = {"summary": dict(summary), "lines": len(lines), "sha256": digest}
+    return "".join(lines) + json.dumps(last, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def parse(text: str, *, require_checksum: bool = True) -> BenchRun:
+    """Read a result back, also out of a pod's log, where other lines may stand between.
+
+    Raises ResultCorrupt when a line is cut, the count or the checksum does not match, an id is there
+    twice, or the summary is missing. `require_checksum=False` takes a file that has none (another
+    tool's, say); one that is there is always checked.
+    """
+    kept, last = _split(text)
+    results = tuple(_result(raw) for raw in kept)
+    if len({result.id for result in results}) != len(results):
+        raise ResultCorrupt("a request id is there twice")
+    summary = last.get("summary")
+    if not isinstance(summary, dict):
+        raise ResultCorrupt("the summary is no object")
+    if require_checksum or "lines" in last or "sha256" in last:
+        digest = hashlib.sha256("".join(f"{raw}\n" for raw in kept).encode()).hexdigest()
+        if last.get("lines") != len(kept):
+            raise ResultCorrupt(f"{len(kept)} lines of {last.get('lines')}: the log was cut")
+        if last.get("sha256") != digest:
+            raise ResultCorrupt(f"sha256 {digest[:12]}… is not the {str(last.get('sha256'))[:12]}… written")
+    return BenchRun(results, summary)
+
+
+def _split(text: str) -> tuple[list[str], dict[str, Any]]:
+    kept: list[str] = []
+    for raw in text.split("\n"):
+        if raw.startswith('{"summary"'):
+            last = _json(raw)
+            return kept, last
+        if raw.startswith("{"):
+            kept.append(raw.removesuffix("\r"))
+    raise ResultCorrupt(f"no summary line after {len(kept)} requests: the run did not end")
+
+
+def _json(raw: str) -> dict[str, Any]:
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise ResultCorrupt(f"a line is no JSON: {raw[:80]!r}") from error
+    if not isinstance(data, dict):
+        raise ResultCorrupt(f"a line is no object: {raw[:80]!r}")
+    return data
+
+
+def _result(raw: str) -> RequestResult:
+    data = _json(raw)
+    problems = [name for name in _FIELDS if name not in data]
+    problems += [name for name in data if name not in _FIELDS]
+    problems += [name for name in _NUMBERS if not _number(data.get(name))]
+    problems += [name for name in _OPTIONAL_NUMBERS if not (data.get(name) is None or _number(data.get(name)))]
+    problems += [name for name in _OPTIONAL_TEXTS if not isinstance(data.get(name), str | None)]
+    if not isinstance(data.get("ok"), bool):
+        problems.append("ok")
+    if not _count(data.get("output_tokens")):
+        problems.append("output_tokens")
+    if not (data.get("prompt_tokens") is None or _count(data["prompt_tokens"])):
+        problems.append("prompt_tokens")
+    if problems:
+        raise ResultCorrupt(f"{', '.join(dict.fromkeys(problems))} missing, unknown or wrong in {raw[:120]!r}")
+    return RequestResult(**{**data, "id": str(data["id"])})
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def client_health(run: BenchRun) -> ClientHealth:
+    """Take the load generator's health from its summary; what a summary lacks was not measured."""
+    summary = run.summary
+    reasons = summary.get("void_reasons")
+    declared = tuple(str(reason) for reason in reasons) if isinstance(reasons, list) else ()
+    if summary.get("void") and not declared:
+        declared = ("declared void by the load generator",)
+    return ClientHealth(
+        loop_lag_p99_ms=_optional(summary.get("loop_lag_p99_ms")),
+        schedule_delay_p99_ms=_optional(summary.get("schedule_delay_p99_ms")),
+        achieved_rate_ratio=_optional(summary.get("achieved_rate_ratio")),
+        void_reasons=declared,
+    )
+
+
+def _optional(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def merge(runs: Sequence[BenchRun]) -> BenchRun:
+    """Join the blocks of one arm into one run: times follow each other, the worst health of all counts.
+
+    A block that did not measure something makes it unmeasured for all.
+    """
+    results: list[RequestResult] = []
+    offset = 0.0
+    for number, run in enumerate(runs):
+        results += [
+            replace(r, id=f"{number}/{r.id}", scheduled_s=r.scheduled_s + offset, sent_s=r.sent_s + offset)
+            for r in run.results
+        ]
+        offset = max((r.scheduled_s + (r.e2e_s or 0.0) for r in results), default=offset)
+    healths = [client_health(run) for run in runs]
+    summary: dict[str, Any] = {
+        "requests": len(results),
+        "blocks": len(runs),
+        "loop_lag_p99_ms": _worst([h.loop_lag_p99_ms for h in healths], max),
+        "schedule_delay_p99_ms": _worst([h.schedule_delay_p99_ms for h in healths], max),
+        "achieved_rate_ratio": _worst([h.achieved_rate_ratio for h in healths], min),
+        "void_reasons": [reason for h in healths for reason in h.void_reasons],
+    }
+    summary["void"] = bool(summary["void_reasons"])
+    return BenchRun(tuple(results), summary)
+
+
+def _worst(values: list[float | None], pick: Any) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return pick(known) if known and len(known) == len(values) else None

@@ -1,0 +1,309 @@
+"""Translate a vLLM Deployment and what belongs to it from GPUs to a TPU slice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpu_migration.domain.accelerators import Slice
+from tpu_migration.domain.translation import environment, labels, objects, pod, probes, rules, scheduling
+from tpu_migration.domain.translation import launch as launching
+from tpu_migration.domain.translation.model import Manifest, Names, Notes, Sizing, Translation, shorten
+from tpu_migration.domain.translation.objects import name_of
+from tpu_migration.domain.translation.shape import check_shape, prune
+from tpu_migration.domain.translation.variables import Configs
+from tpu_migration.domain.translation.workload import (
+    CONTAINERS,
+    config_maps,
+    find_vllm_workload,
+    is_tpu,
+    vllm_container,
+    vllm_workloads,
+)
+
+# A Deployment that reports failure while its first pod still compiles would be taken for broken.
+PROGRESS_DEADLINE_S = 7200
+_POD = "spec.template.spec"
+
+
+@dataclass
+class Placed:
+    """Hold the target's manifests and which object each stands for: the index of a source object, or None."""
+
+    manifests: list[tuple[Manifest, int | None]] = field(default_factory=list)
+
+    def add(self, manifest: Manifest, source: Manifest | None, given: Sequence[Manifest]) -> None:
+        index = next((at for at, document in enumerate(given) if document is source), None)
+        self.manifests.append((manifest, index))
+
+
+def translate(
+    objects: Sequence[Manifest],
+    *,
+    target: Slice,
+    image: str,
+    names: Names | None = None,
+    config: Mapping[str, Manifest] | None = None,
+    replicas: int | None = None,
+    sizing: Sizing | None = None,
+) -> Translation:
+    """Translate the one vLLM workload among `objects`; nothing given is changed.
+
+    `objects` are the Deployment and what belongs to it, live or from a file. `replicas` overrides the
+    source's. A workload that is on TPUs already comes back as it is, with a warning that says so.
+    Raises InputError where there is no vLLM workload, or more than one.
+    """
+    check_shape(objects)
+    notes = Notes()
+    given = [prune(document) for document in objects]
+    workload = find_vllm_workload(given)
+    if is_tpu(workload):
+        notes.warn(f"{workload.get('kind')} {name_of(workload)}", "it runs on TPUs already: nothing to translate")
+        return Translation(copy.deepcopy(list(objects)), notes.changes, notes.warnings, notes.blockers)
+    placed = translate_workload(workload, given, target, image, names, config, replicas, sizing or Sizing(), notes)
+    manifests = [manifest for manifest, _ in placed.manifests]
+    return Translation(manifests, notes.changes, notes.warnings, notes.blockers)
+
+
+def translate_workload(
+    workload: Manifest,
+    given: Sequence[Manifest],
+    target: Slice,
+    image: str,
+    names: Names | None,
+    config: Mapping[str, Manifest] | None,
+    replicas: int | None,
+    sizing: Sizing,
+    notes: Notes,
+) -> Placed:
+    """Translate one of the vLLM workloads in `given` (pruned objects, not on TPUs), adding to `notes`."""
+    placed = Placed()
+    where = f"{workload.get('kind')} {name_of(workload)}"
+    if workload.get("kind") != "Deployment":
+        remedy = "serve the model from a Deployment of single-host pods first"
+        notes.block(
+            where, f"a {workload.get('kind')} is not translated: its pods have identities or span hosts", remedy
+        )
+        return placed
+    _Workload(workload, given, target, image, names, config, replicas, sizing, notes).run(placed)
+    return placed
+
+
+class _Workload:
+    """Translate one Deployment."""
+
+    def __init__(
+        self,
+        source: Manifest,
+        given: Sequence[Manifest],
+        target: Slice,
+        image: str,
+        names: Names | None,
+        config: Mapping[str, Manifest] | None,
+        replicas: int | None,
+        sizing: Sizing,
+        notes: Notes,
+    ) -> None:
+        self.source, self.given, self.target, self.image = source, given, target, image
+        self.names = names or Names.for_source(name_of(source))
+        self.sizing, self.notes = sizing, notes
+        self.namespace = (source.get("metadata") or {}).get("namespace")
+        self.neighbours = [document for document in given if document is not source and self._near(document)]
+        self.configs = Configs(config_maps(self.neighbours, config))
+        template = (source.get("spec") or {}).get("template") or {}
+        self.source_labels: dict[str, str] = dict((template.get("metadata") or {}).get("labels") or {})
+        self.replicas = self._replicas(replicas)
+
+    def _near(self, document: Manifest) -> bool:
+        """Tell whether an object is in the source's namespace; a file may leave that to kubectl."""
+        space = (document.get("metadata") or {}).get("namespace")
+        return space is None or self.namespace is None or space == self.namespace
+
+    def _replicas(self, asked: int | None) -> int:
+        if asked is not None:
+            return asked
+        given = (self.source.get("spec") or {}).get("replicas")
+        scaler = self._scaler()
+        least = int(((scaler or {}).get("spec") or {}).get("minReplicas") or 1) if scaler else 1
+        return max(1 if given is None else int(given), least)
+
+    def _scaler(self) -> Manifest | None:
+        for document in self.neighbours:
+            reference = (document.get("spec") or {}).get("scaleTargetRef") or {}
+            if document.get("kind") == "HorizontalPodAutoscaler" and reference.get("name") == name_of(self.source):
+                return document if reference.get("kind", "Deployment") == "Deployment" else None
+        return None
+
+    def _selecting(self, kind: str) -> list[Manifest]:
+        return [
+            document
+            for document in self.neighbours
+            if document.get("kind") == kind
+            and (selector := labels.pod_selector(document))
+            and labels.selects(selector, self.source_labels)
+        ]
+
+    def _policy(self, kind: str, service: Manifest | None) -> Manifest | None:
+        """Find the policy that points at the source's Service, or at its InferencePool."""
+        backends = {
+            name_of(document) for document in [*self._selecting("InferencePool"), *([service] if service else [])]
+        }
+        for document in self.neighbours:
+            spec = document.get("spec") or {}
+            if document.get("kind") == kind and (spec.get("targetRef") or {}).get("name") in backends:
+                return document
+        return None
+
+    def run(self, placed: Placed) -> None:
+        """Build every object of the target."""
+        others = [document for document in self.neighbours if not self._ours(document)]
+        identity = labels.identity(self.source, others, self.names.deployment, self.names.suffix, self.notes)
+        deployment, serving = self._deployment(identity)
+        placed.add(deployment, self.source, self.given)
+        source_pod = ((self.source.get("spec") or {}).get("template") or {}).get("spec") or {}
+        services = self._selecting("Service")
+        chosen = objects.choose_service(services, source_pod, serving.port)
+        name, notes = self.names, self.notes
+        args = (name, self.namespace, identity, serving, notes)
+        placed.add(objects.service(chosen, *args), chosen, self.given)
+        policy = self._policy("HealthCheckPolicy", chosen)
+        placed.add(objects.health_check_policy(policy, *args), policy, self.given)
+        policy = self._policy("GCPBackendPolicy", chosen)
+        placed.add(objects.backend_policy(policy, *args), policy, self.given)
+        budget = next(iter(self._selecting("PodDisruptionBudget")), None)
+        placed.add(
+            objects.disruption_budget(budget, name, self.namespace, identity, self.replicas, notes), budget, self.given
+        )
+        if (scaler := self._scaler()) is not None:
+            copied = objects.autoscaler(scaler, name, identity, self.replicas, notes)
+            if copied is not None:
+                placed.add(copied, scaler, self.given)
+        monitoring = next(iter(self._selecting("PodMonitoring")), None)
+        if monitoring is not None:
+            placed.add(objects.pod_monitoring(monitoring, name, identity), monitoring, self.given)
+        for config, document in self.configs.patched.items():
+            # The original stays: the GPU pods, and perhaps others, use it.
+            placed.add(objects.config_map(document, self._copy_name(config), identity), None, self.given)
+        self._speak_of(services, chosen)
+
+    def _ours(self, document: Manifest) -> bool:
+        own = (document.get("metadata") or {}).get("labels") or {}
+        return own.get(labels.TARGET_LABEL) == self.names.deployment
+
+    def _copy_name(self, config: str) -> str:
+        return shorten(config, self.names.suffix)
+
+    def _deployment(self, identity: labels.Identity) -> tuple[Manifest, rules.Serving]:
+        notes, names = self.notes, self.names
+        result = objects.clean(self.source)
+        result["metadata"]["name"] = names.deployment
+        result["metadata"]["labels"] = dict(identity.labels)
+        notes.change("metadata.name", name_of(self.source), names.deployment, "it stands beside the source")
+        spec = result["spec"]
+        template = spec["template"]
+        metadata = template.setdefault("metadata", {})
+        metadata.pop("creationTimestamp", None)
+        metadata["labels"] = dict(identity.pod_labels)
+        spec["selector"] = {"matchLabels": dict(identity.selector)}
+        pod.clean_annotations(template, notes)
+        self._rollout(spec)
+        serving = self._pod(template["spec"], identity)
+        return result, serving
+
+    def _rollout(self, spec: Manifest) -> None:
+        strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+        why = "there is no spare slice to surge to: replace one replica at a time"
+        self.notes.change("spec.strategy", spec.get("strategy"), strategy, why)
+        spec["strategy"] = strategy
+        self.notes.change(
+            "spec.replicas", spec.get("replicas", 1), self.replicas, "as asked, or as the autoscaler keeps them"
+        )
+        spec["replicas"] = self.replicas
+        deadline = max(int(spec.get("progressDeadlineSeconds") or 0), PROGRESS_DEADLINE_S)
+        why = "the default of 600 s calls a compiling pod a failed rollout"
+        self.notes.change("spec.progressDeadlineSeconds", spec.get("progressDeadlineSeconds"), deadline, why)
+        spec["progressDeadlineSeconds"] = deadline
+        if spec.pop("paused", False):
+            self.notes.change("spec.paused", True, None, "a paused rollout never starts")
+
+    def _pod(self, template: Manifest, identity: labels.Identity) -> rules.Serving:
+        notes, target = self.notes, self.target
+        index = vllm_container(template)
+        if index is None:
+            raise ValueError("a vLLM workload without a vLLM container")
+        container = template["containers"][index]
+        used = pod.used_volumes(template)
+        serving = self._arguments(container, template, f"{CONTAINERS}[{index}]")
+        pod.drop_gpu_helpers(template, container, notes, _POD)
+        index = next(at for at, item in enumerate(template["containers"]) if item is container)
+        path = f"{CONTAINERS}[{index}]"
+        notes.change(f"{path}.image", container.get("image"), self.image, "vLLM built for TPU")
+        container["image"] = self.image
+        pod.clean_containers(template, self.configs, notes, _POD, container)
+        pod.drop_volumes(template, used, notes, _POD)
+        pod.tpu_resources(container, target, notes, path)
+        pod.cache_volume(template, container, self.configs, notes, path)
+        pod.check_claims(template, self.neighbours, notes, _POD)
+        probes.rewrite(container, template, serving, notes, path)
+        scheduling.rewrite(template, target, identity, self.source_labels, notes, _POD)
+        if template.get("enableServiceLinks") is not False:
+            why = "a Service named vllm would set VLLM_PORT, and this one VLLM_… names that vLLM refuses"
+            notes.change(f"{_POD}.enableServiceLinks", template.get("enableServiceLinks"), False, why)
+            template["enableServiceLinks"] = False
+        copies = {name: self._copy_name(name) for name in self.configs.patched}
+        pod.point_to_copies(template, copies)
+        for old, new in copies.items():
+            notes.change(f"ConfigMap {old}", old, new, "a copy for the target: the source keeps its own")
+        return serving
+
+    def _arguments(self, container: Manifest, template: Manifest, path: str) -> rules.Serving:
+        notes = self.notes
+        before: dict[str, Any] = {key: copy.deepcopy(container.get(key)) for key in ("command", "args")}
+        launching.emit_command(container)
+        why = 'the TPU image\'s entrypoint runs exec "$@": it has no program of its own'
+        if before["command"] is None:
+            notes.change(f"{path}.command", None, container["command"], why)
+            known = "vllm-openai" in str(container.get("image", ""))
+            if container["command"] == ["vllm", "serve"] and not known:
+                message = f"the entrypoint of {container.get('image')} is taken for `vllm serve`"
+                notes.warn(f"{path}.command", message, "compare with the image's own entrypoint")
+        launch = launching.locate(container, template, self.configs, path)
+        for problem in launch.problems:
+            notes.block(path, problem, "give the ConfigMap together with the Deployment")
+        if launch.line is None:
+            message = "how this container starts vLLM is out of sight (an image's or a volume's script)"
+            notes.block(f"{path}.command", message, "start it with `vllm serve` in command or args")
+            return rules.Serving(8000, False, self.sizing.shutdown_timeout_s, None)
+        serving = rules.rewrite(launch.line, self.target, self.sizing, notes)
+        for script in launch.scripts:
+            environment.clean_script(script, notes)
+        launch.commit()
+        return serving
+
+    def _speak_of(self, services: Sequence[Manifest], chosen: Manifest | None) -> None:
+        notes = self.notes
+        for service in services:
+            if service is not chosen:
+                message = "it also selects the source's pods; the target has one Service only"
+                notes.warn(f"Service {name_of(service)}", message, "see who uses it")
+        for pool in self._selecting("InferencePool"):
+            message = "the target gets a Service, not a pool"
+            notes.warn(f"InferencePool {name_of(pool)}", message, "the route's weights go between pool and Service")
+        for document in self.neighbours:
+            if document.get("kind") in {"HTTPRoute", "Ingress"} and chosen and f"'{name_of(chosen)}'" in str(document):
+                where = f"{document.get('kind')} {name_of(document)}"
+                notes.warn(where, f"it still sends users to {name_of(chosen)} only", "the migration moves its weights")
+        lost = (
+            "a request's seed is an error; min_p, penalties, logit_bias, bad_words, allowed_token_ids and min_tokens "
+            "are silently ignored"
+        )
+        notes.warn(
+            f"Deployment {self.names.deployment}",
+            f"what clients lose on TPU: {lost}",
+            "let the gate probe what they use",
+        )
+
+
+__all__ = ["Placed", "translate", "translate_workload", "vllm_workloads"]

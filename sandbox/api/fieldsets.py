@@ -1,0 +1,181 @@
+"""Compute which fields an object sets, and which ones a change touched: the basis of field ownership.
+
+A set of fields is a frozenset of paths; a path is a tuple of elements in the FieldsV1 notation
+("f:spec", 'k:{"name":"vllm"}', 'v:"x"'). The rules follow structured-merge-diff.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from .schema import Schema
+
+Path = tuple[str, ...]
+Fields = frozenset[Path]
+NOTHING: Fields = frozenset()
+
+_UNOWNED = frozenset(
+    {
+        ("f:apiVersion",),
+        ("f:kind",),
+        ("f:metadata",),
+        *(
+            ("f:metadata", f"f:{name}")
+            for name in (
+                "name",
+                "namespace",
+                "creationTimestamp",
+                "selfLink",
+                "uid",
+                "generation",
+                "resourceVersion",
+            )
+        ),
+    }
+)
+
+
+def strip(paths: set[Path] | Fields) -> Fields:
+    """Leave out what nobody owns: identity and what the server itself keeps."""
+    return frozenset(path for path in paths if path not in _UNOWNED and path[:2] != ("f:metadata", "f:managedFields"))
+
+
+def item_key(schema: Schema, item: Any) -> str:
+    """Return the path element of an item of a keyed list or a set."""
+    if schema.is_set or not isinstance(item, dict):
+        return "v:" + json.dumps(item, separators=(",", ":"))
+    key = {name: item.get(name, schema.key_defaults.get(name)) for name in schema.keys}
+    present = {name: value for name, value in sorted(key.items()) if value is not None}
+    return "k:" + json.dumps(present, separators=(",", ":"))
+
+
+def fields_set(schema: Schema, value: Any) -> Fields:
+    """Return the fields that an applied configuration sets."""
+    out: set[Path] = set()
+    _collect(schema, value, (), out)
+    return strip(out)
+
+
+def _merges(schema: Schema, value: Any) -> bool:
+    """Tell whether a value is looked into, rather than owned as a whole."""
+    if schema.atomic:
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and bool(schema.keys or schema.is_set))
+
+
+def _collect(schema: Schema, value: Any, path: Path, out: set[Path]) -> None:
+    if not _merges(schema, value):
+        out.add(path)
+        return
+    if isinstance(value, list):
+        for item in value:
+            below = (*path, item_key(schema, item))
+            out.add(below)
+            _collect(schema.item, item, below, out)
+        return
+    for name, each in value.items():
+        below = (*path, f"f:{name}")
+        _collect(schema.child(name), each, below, out)
+        if each is None or each == {} or schema.type != "object":
+            out.add(below)
+
+
+class Difference(NamedTuple):
+    """What a change did to the fields."""
+
+    added: Fields
+    modified: Fields
+    removed: Fields
+
+
+_MISSING: Any = object()
+
+
+def difference(schema: Schema, old: Any, new: Any) -> Difference:
+    """Compare two versions of an object field by field."""
+    added: set[Path] = set()
+    modified: set[Path] = set()
+    removed: set[Path] = set()
+    _compare(schema, old, new, (), (added, modified, removed))
+    return Difference(strip(added), strip(modified), strip(removed))
+
+
+def _leaf(old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[Path]]) -> None:
+    if old is _MISSING:
+        out[0].add(path)
+    elif new is _MISSING:
+        out[2].add(path)
+    elif old != new:
+        out[1].add(path)
+
+
+def _compare(schema: Schema, old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[Path]]) -> None:
+    if old is new or old == new:
+        return
+    present = [value for value in (old, new) if value is not _MISSING and value is not None]
+    merging = bool(present) and all(_merges(schema, value) for value in present)
+    if not merging or not any(present) or len({type(value) for value in present}) > 1:
+        _leaf(old, new, path, out)
+        return
+    left, right = _children(schema, old), _children(schema, new)
+    for element in left.keys() | right.keys():
+        child = schema.item if schema.type == "list" else schema.child(element[2:])
+        _compare(child, left.get(element, _MISSING), right.get(element, _MISSING), (*path, element), out)
+    if old is _MISSING or new is _MISSING:
+        _leaf(old, new, path, out)
+
+
+def _children(schema: Schema, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {f"f:{name}": each for name, each in value.items()}
+    if isinstance(value, list):
+        return {item_key(schema, item): item for item in value}
+    return {}
+
+
+def encode(fields: Fields) -> dict[str, Any]:
+    """Write a set of fields as FieldsV1."""
+    root: dict[str, Any] = {}
+    for path in sorted(fields):
+        node = root
+        for element in path[:-1]:
+            below = node.get(element)
+            if below is None:
+                below = node[element] = {}
+            elif not below:
+                # It was a leaf until now; paths are sorted, so a parent comes before its children.
+                below["."] = {}
+            node = below
+        node.setdefault(path[-1], {})
+    return root
+
+
+def decode(node: dict[str, Any], path: Path = ()) -> Fields:
+    """Read a set of fields from FieldsV1."""
+    out: set[Path] = set()
+    _read(node, path, out)
+    return frozenset(out)
+
+
+def _read(node: dict[str, Any], path: Path, out: set[Path]) -> None:
+    if path and (not node or "." in node):
+        out.add(path)
+    for element, below in node.items():
+        if element != ".":
+            _read(below, (*path, element), out)
+
+
+def path_text(path: Path) -> str:
+    """Write a path as conflicts name it: .spec.containers[name="vllm"].image."""
+    text = ""
+    for element in path:
+        form, _, rest = element.partition(":")
+        if form == "f":
+            text += f".{rest}"
+        elif form == "k":
+            pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in json.loads(rest).items())
+            text += f"[{pairs}]"
+        else:
+            text += f"[={rest}]"
+    return text

@@ -1,0 +1,267 @@
+"""Serve the API over TLS, with its streams: watches, pod logs and the pod proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from .core import Api, log_container, proxy_target
+from .logs import follow, initial_log
+from .messages import ApiError, Request, Response, bad_request, unauthorized
+from .params import wants_watch
+from .routes import Route, parse
+
+Authenticate = Callable[[str | None], str | None]
+BOOKMARK_EVERY_S = 60.0
+DEFAULT_WATCH_S = 1800.0
+MAX_BODY = 3 * 1024 * 1024
+MAX_PROXY_BODY = 64 * 1024 * 1024
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "upgrade",
+        "te",
+        "trailer",
+        "host",
+        "content-length",
+        "authorization",
+        "proxy-authorization",
+        "proxy-authenticate",
+        "accept-encoding",
+    }
+)
+
+
+class Server:
+    """The running server; `port` is the one it got, `close()` ends it."""
+
+    def __init__(
+        self,
+        api: Api,
+        authenticate: Authenticate,
+        logs_dir: Path | None,
+        superusers: Iterable[str],
+    ) -> None:
+        self._api = api
+        self._authenticate = authenticate
+        self._logs_dir = logs_dir
+        self._runner: web.ServerRunner | None = None
+        self._proxy: aiohttp.ClientSession | None = None
+        self._closing = asyncio.Event()
+        self.port = 0
+        api.authorizer.superusers.update(superusers)
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        """Bind and begin to serve."""
+        # The timeout is the caller's: a proxied completion may stream for minutes.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        connector = aiohttp.TCPConnector(limit=0, force_close=False)
+        self._proxy = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
+        # A client that goes away cancels its handler, so that a proxied completion is aborted too.
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, ssl_context=context)
+        await site.start()
+        sockets = site._server.sockets  # type: ignore[union-attr]
+        self.port = sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """End all streams and stop serving."""
+        self._closing.set()
+        if self._runner:
+            await self._runner.cleanup()
+        if self._proxy:
+            await self._proxy.close()
+
+    async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        header = http.headers.get("Authorization", "")
+        token = header[7:] if header.startswith("Bearer ") else None
+        user = self._authenticate(token)
+        if user is None:
+            return _plain(unauthorized().response())
+        request = Request(
+            http.method,
+            http.raw_path.partition("?")[0],
+            dict(http.query),
+            {name.lower(): value for name, value in http.headers.items()},
+            user=user,
+        )
+        route = parse(request.path)
+        try:
+            if route is not None:
+                if route.subresource == "proxy":
+                    return await self._forward(http, request, route)
+                if route.subresource == "log":
+                    return await self._log(http, request, route)
+                if request.method == "GET" and wants_watch(request) and not route.subresource:
+                    return await self._watch(http, request)
+            if http.body_exists:
+                request.body = await _read(http, MAX_BODY)
+        except ApiError as error:
+            return _plain(error.response())
+        return _plain(self._api.handle(request))
+
+    async def _watch(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        woken = asyncio.Event()
+        watch = self._api.watch(request, woken.set)
+        try:
+            stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+            stream.enable_chunked_encoding()
+            await stream.prepare(http)
+            loop = asyncio.get_running_loop()
+            limit = request.query.get("timeoutSeconds", "")
+            end = loop.time() + (float(limit) if limit.isdigit() and limit != "0" else DEFAULT_WATCH_S)
+            while not self._closing.is_set():
+                if watch.pending:
+                    batch = b"".join(watch.pending)
+                    watch.pending.clear()
+                    await stream.write(batch)
+                    continue
+                if watch.expired:
+                    break
+                woken.clear()
+                remaining = end - loop.time()
+                if remaining <= 0:
+                    break
+                if not await _within(woken, self._closing, min(remaining, BOOKMARK_EVERY_S)):
+                    if watch.bookmarks:
+                        watch.bookmark()
+                    if watch.pending:
+                        await stream.write(watch.pending.popleft())
+            await stream.write_eof()
+            return stream
+        except (ConnectionResetError, aiohttp.ClientConnectionError):
+            return stream  # the client went away: nobody is left to tell
+        finally:
+            watch.close()
+
+    async def _log(self, http: web.BaseRequest, request: Request, route: Route) -> web.StreamResponse:
+        self._api.authorize(request, route)
+        entry = self._api.entry(route)
+        container = log_container(entry, request.query)
+        if self._logs_dir is None:
+            return _plain(self._api.handle(request))
+        path = self._logs_dir / f"{route.namespace}_{route.name}_{container}.log"
+        if not path.exists():
+            raise bad_request(f'container "{container}" in pod "{route.name}" is waiting to start: ContainerCreating')
+        stream = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        stream.enable_chunked_encoding()
+        await stream.prepare(http)
+        text, position = initial_log(path, request.query)
+        await stream.write(text)
+        if request.query.get("follow") == "true":
+            async for chunk in follow(path, position, lambda: self._logging(route)):
+                await stream.write(chunk)
+        await stream.write_eof()
+        return stream
+
+    def _logging(self, route: Route) -> bool:
+        entry = self._api.store.get("pods", route.namespace, route.name)
+        if entry is None or self._closing.is_set():
+            return False
+        return entry.obj["status"].get("phase") not in ("Succeeded", "Failed")
+
+    async def _forward(self, http: web.BaseRequest, request: Request, route: Route) -> web.StreamResponse:
+        self._api.authorize(request, route)
+        pod, port = proxy_target(self._api, route)
+        address = pod.obj.get("status", {}).get("podIP")
+        if not address:
+            raise bad_request("address not allowed")
+        body = await _read(http, MAX_PROXY_BODY) if http.body_exists else None
+        query = http.raw_path.partition("?")[2]
+        url = f"http://{address}:{port}{route.rest or '/'}" + (f"?{query}" if query else "")
+        headers = {k: v for k, v in http.headers.items() if k.lower() not in _HOP_BY_HOP}
+        return await self._relay(http, url, headers, body)
+
+    async def _relay(
+        self, http: web.BaseRequest, url: str, headers: dict[str, str], body: bytes | None
+    ) -> web.StreamResponse:
+        if self._proxy is None:
+            raise RuntimeError("the server has not been started")
+        target = URL(url, encoded=True)
+        try:
+            call = self._proxy.request(http.method, target, headers=headers, data=body, allow_redirects=False)
+            answer = await call
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = f"dial tcp {target.host}:{target.port}: {_dial_error(error)}"
+            raise ApiError(503, "ServiceUnavailable", f"error trying to reach service: {why}") from None
+        try:
+            out = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
+            stream = web.StreamResponse(status=answer.status, headers=out)
+            if answer.content_length is not None and http.method != "HEAD":
+                stream.content_length = answer.content_length
+            await stream.prepare(http)
+            async for chunk in answer.content.iter_any():
+                await stream.write(chunk)
+            await stream.write_eof()
+            return stream
+        except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            # The pod died in the middle: the client must see a cut stream, not a clean end.
+            if http.transport is not None:
+                http.transport.abort()
+            return stream
+        finally:
+            answer.close()
+
+
+def _dial_error(error: BaseException) -> str:
+    code = getattr(error, "errno", None) or getattr(getattr(error, "os_error", None), "errno", None)
+    known = {111: "connect: connection refused", 101: "connect: network is unreachable"}
+    return known.get(code or 0, "i/o timeout" if isinstance(error, TimeoutError) else str(error))
+
+
+async def _within(woken: asyncio.Event, closing: asyncio.Event, seconds: float) -> bool:
+    waits = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(closing.wait())]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _read(http: web.BaseRequest, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in http.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise ApiError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {limit}")
+    return bytes(body)
+
+
+def _plain(response: Response) -> web.Response:
+    return web.Response(status=response.status, headers=response.headers, body=response.body)
+
+
+async def serve(
+    api: Api,
+    host: str,
+    port: int,
+    tls_cert: str | Path | None,
+    tls_key: str | Path | None,
+    authenticate: Authenticate,
+    *,
+    logs_dir: str | Path | None = None,
+    superusers: Iterable[str] = (),
+) -> Server:
+    """Serve `api` on host:port (0 picks one); plain HTTP if no certificate is given.
+
+    `authenticate` maps a bearer token (or None) to a user's name, or to None: 401. Pod logs are read
+    from `logs_dir`/NAMESPACE_POD_CONTAINER.log.
+    """
+    context = None
+    if tls_cert is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tls_cert, tls_key)
+    server = Server(api, authenticate, Path(logs_dir) if logs_dir else None, superusers)
+    await server.start(host, port, context)
+    return server

@@ -1,0 +1,91 @@
+"""Decide who may do what, from the stored Roles and bindings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from .messages import Object
+from .store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What somebody wants to do; `resource` includes the subresource ("pods/proxy")."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str = ""
+    name: str = ""
+
+
+def groups_of(user: str) -> set[str]:
+    """Return the groups that a user is in by its name."""
+    if user == "system:anonymous":
+        return {"system:unauthenticated"}
+    groups = {"system:authenticated"}
+    parts = user.split(":")
+    if parts[:2] == ["system", "serviceaccount"] and len(parts) == 4:
+        groups |= {"system:serviceaccounts", f"system:serviceaccounts:{parts[2]}"}
+    return groups
+
+
+def _is_subject(subject: Object, user: str, groups: set[str], namespace: str) -> bool:
+    kind, name = subject.get("kind"), subject.get("name")
+    if kind == "ServiceAccount":
+        return user == f"system:serviceaccount:{subject.get('namespace') or namespace}:{name}"
+    return name in groups if kind == "Group" else kind == "User" and name == user
+
+
+def _allows(rule: Object, action: Action) -> bool:
+    def covers(field: str, *wanted: str) -> bool:
+        given: Iterable[str] = rule.get(field) or ()
+        return "*" in given or any(each in given for each in wanted)
+
+    subresource = action.resource.partition("/")[2]
+    wanted = (action.resource, f"*/{subresource}") if subresource else (action.resource,)
+    names = rule.get("resourceNames") or ()
+    return (
+        covers("verbs", action.verb)
+        and covers("apiGroups", action.group)
+        and covers("resources", *wanted)
+        and (not names or action.name in names)
+    )
+
+
+class Authorizer:
+    """Evaluate RBAC over a store; superusers and members of system:masters may do all."""
+
+    def __init__(self, store: Store, superusers: Iterable[str]) -> None:
+        self._store = store
+        self.superusers = set(superusers)
+
+    def allows(self, user: str, action: Action) -> bool:
+        """Tell whether `user` may do `action`."""
+        if user in self.superusers:
+            return True
+        groups = groups_of(user)
+        return any(_allows(rule, action) for rule in self._rules(user, groups, action.namespace))
+
+    def _rules(self, user: str, groups: set[str], namespace: str) -> Iterator[Object]:
+        yield from self._bound("clusterrolebindings", None, user, groups)
+        if namespace:
+            yield from self._bound("rolebindings", namespace, user, groups)
+
+    def _bound(self, resource: str, namespace: str | None, user: str, groups: set[str]) -> Iterator[Object]:
+        for entry in self._store.list(resource, namespace):
+            binding = entry.obj
+            own = binding["metadata"].get("namespace", "")
+            if not any(_is_subject(s, user, groups, own) for s in binding.get("subjects") or ()):
+                continue
+            reference = binding["roleRef"]
+            cluster = reference["kind"] == "ClusterRole"
+            role = self._store.get("clusterroles" if cluster else "roles", "" if cluster else own, reference["name"])
+            if role is not None:
+                yield from role.obj.get("rules") or ()
+
+    def denial(self, user: str, action: Action) -> str:
+        """Say what is denied, in the words of the real server."""
+        where = f'in the namespace "{action.namespace}"' if action.namespace else "at the cluster scope"
+        return f'User "{user}" cannot {action.verb} resource "{action.resource}" in API group "{action.group}" {where}'

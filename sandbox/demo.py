@@ -1,0 +1,217 @@
+"""Show a whole migration: real Airflow, real Envoy, real clients, an embedded cloud, users who must not notice.
+
+    python -m sandbox.demo [--fault NAME] [--out DIR]
+
+Exit 0 if users end up safe and the outcome is the expected one, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sandbox.airflow import AirflowFailed
+from sandbox.stand import DAG_ID, Stand, StandFailed
+from tpu_migration.domain.phases import Phase
+from tpu_migration.record import Record
+from tpu_migration.report.page import render_report
+from tpu_migration.report.summary import summarise
+from tpu_migration.status import observed_route, stage_table
+
+DEADLINE_S = 600.0
+MIN_REQUESTS = 2000
+# What each fault must end in; without one users end on TPU.
+EXPECTED = {None: Phase.MIGRATED}
+_FALLBACK = Phase.FALLEN_BACK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox.demo", description=__doc__)
+    parser.add_argument("--fault", default="", help="a fault of the sandbox (python -m sandbox fault --list)")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    parser.add_argument("--rate", type=float, default=12.0, help="users' requests a second")
+    parser.add_argument("--hold", action="store_true", help="keep everything running at the end, to look around")
+    options = parser.parse_args(argv)
+    return asyncio.run(_supervised(options))
+
+
+async def _supervised(options: argparse.Namespace) -> int:
+    """Run the demo as a task that Ctrl-C and SIGTERM cancel, so that it always cleans up."""
+    task = asyncio.ensure_future(_demo(options))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        print("\nstopped; everything that was started has been ended")
+        return 130
+    except (StandFailed, AirflowFailed) as error:
+        print(f"\nthe demo could not run: {error}", file=sys.stderr)
+        return 1
+
+
+async def _demo(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    out: Path = options.out.resolve()
+    work = out / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for old in ("summary.json", "report.html"):
+        (out / old).unlink(missing_ok=True)
+    say = Teller(started)
+    say("starting the embedded cloud: Kubernetes API, GKE API, Envoy, two H100 nodes with vLLM")
+    async with Stand(work) as stand:
+        say(f"cloud is up ({stand.state['api_url']}); starting Airflow")
+        if options.fault:
+            await stand.fault(options.fault)
+            say(f"fault {options.fault} is on")
+        await asyncio.gather(stand.airflow.start(), _users_begin(stand, options.rate, say))
+        airflow = stand.airflow
+        say(f"Airflow is up: {airflow.url}  user {airflow.user}  password {airflow.password}")
+        run_id = await airflow.trigger(DAG_ID, stand.conf())
+        say(f"airflow dags trigger {DAG_ID} --run-id {run_id}")
+        record, state = await _follow(stand, run_id, say, started)
+        users = await _enough_users(stand, say)
+        record = await stand.record() or record
+        summary = summarise(stand.kube, record, users, time.monotonic() - started)
+        problems = _problems(options.fault, record, state, users)
+        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (out / "report.html").write_text(render_report(record, summary))
+        _print_end(say, summary, out, problems)
+        if options.hold:
+            say("holding; Ctrl-C ends everything")
+            await asyncio.Event().wait()
+    return 1 if problems else 0
+
+
+async def _users_begin(stand: Stand, rate: float, say: Teller) -> None:
+    """Let users come once the Gateway answers: those before would count a cloud that is not up yet."""
+    import aiohttp
+
+    async def answers() -> bool:
+        body = {"model": "gemma-3-27b-it", "prompt": "hello", "max_tokens": 1}
+        try:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(f"{stand.state['gateway_url']}/v1/completions", json=body) as answer,
+            ):
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    await stand.until("the Gateway's first answer", answers, 60.0)
+    await stand.start_users(rate=rate)
+    say(f"users stream answers through {stand.state['gateway_url']} ({rate:g} requests a second)")
+
+
+class Teller:
+    """Print progress with the time since the start."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", flush=True)
+
+
+async def _follow(stand: Stand, run_id: str, say: Teller, started: float) -> tuple[Record, str]:
+    """Tell how the run goes until it ends."""
+    told: tuple[Any, ...] = ()
+    told_at = 0.0
+    while True:
+        state = await asyncio.to_thread(stand.airflow.run_state, DAG_ID, run_id)
+        record = await stand.record()
+        if record is not None:
+            line = await asyncio.to_thread(_progress, stand, record)
+            key = line[:2]
+            if key != told or time.monotonic() - told_at > 5.0:
+                say(" ".join(part for part in line if part))
+                told, told_at = key, time.monotonic()
+        if state in ("success", "failed"):
+            if record is None:
+                log = stand.airflow.task_log(DAG_ID, run_id, "preflight")[-3000:]
+                raise StandFailed(f"the run ended {state} without a record:\n{log}")
+            return record, state
+        if time.monotonic() - started > DEADLINE_S:
+            raise StandFailed(f"the run did not end within {DEADLINE_S:.0f} s; it is {state}")
+        await asyncio.sleep(0.5)
+
+
+def _progress(stand: Stand, record: Record) -> tuple[str, str, str, str]:
+    stages = stage_table(record)
+    stage = stages[-1] if stages else {"stage": "preflight", "seconds": 0.0, "state": "running"}
+    route = observed_route(stand.kube, record)
+    users = stand.users()
+    recent = users.get("recent") or {}
+    p99 = recent.get("p99_ttft_s")
+    counts = (
+        f"| GPU {route[record.source.service]:>3} % TPU {route[record.target]:>3} % | users: {users.get('requests', 0)} requests, "
+        f"{users.get('in_flight', 0)} streaming, {users.get('failed', 0) + users.get('truncated', 0)} failed, "
+        f"p99 TTFT {p99 * 1000:.0f} ms"
+        if p99 is not None
+        else "| users: none yet"
+    )
+    return f"{stage['stage']:<12}", str(record.phase), counts, f"| {record.waiting}" if record.waiting else ""
+
+
+async def _enough_users(stand: Stand, say: Teller) -> dict[str, Any]:
+    """Let users stay until two thousand requests were made on what the migration left, then end their last answers."""
+
+    async def enough() -> bool:
+        return int(stand.users().get("requests", 0)) >= MIN_REQUESTS
+
+    if not await enough():
+        say(f"the run has ended; users stay until {MIN_REQUESTS} requests were made")
+        await stand.until(f"{MIN_REQUESTS} requests", enough, 240.0)
+    return await stand.stop_users()
+
+
+def _problems(fault: str, record: Record, state: str, users: dict[str, Any]) -> list[str]:
+    """Return what is not as it should be."""
+    problems = []
+    expected = EXPECTED.get(fault or None, _FALLBACK)
+    wanted_state = "success" if expected is Phase.MIGRATED else "failed"
+    if record.phase is not expected:
+        problems.append(f"phase {record.phase}, expected {expected}")
+    if state != wanted_state:
+        problems.append(f"the DAG run is {state}, expected {wanted_state}")
+    for what in ("failed", "truncated"):
+        if users[what]:
+            problems.append(f"{users[what]} of {users['requests']} user requests {what}: {users.get('errors')}")
+    if users["requests"] < MIN_REQUESTS:
+        problems.append(f"only {users['requests']} requests were made")
+    return problems
+
+
+def _print_end(say: Teller, summary: dict[str, Any], out: Path, problems: list[str]) -> None:
+    print()
+    for stage in summary["stages"]:
+        print(f"  {stage['stage']:<13}{stage['state']:<9}{stage['seconds']:>7.1f} s")
+    verdict, users, fallback = summary["verdict"], summary["users"], summary["fallback"]
+    if verdict:
+        print(f"\n  gate: {verdict['outcome']}")
+        for check in verdict["checks"]:
+            print(f"    {check['outcome']:<13}{check['sentence']}")
+    if fallback:
+        print(f"\n  fallback: {fallback['reason']}")
+    route = ", ".join(f"{name} {share} %" for name, share in summary["route"].items())
+    print(f"\n  {summary['workload']} is {summary['phase']}: {route} (engines are {summary['engine']})")
+    print(
+        f"  users: {users['requests']} requests, {users['failed']} failed, {users['truncated']} cut short, "
+        f"{users['peak_streams']} streams at the peak, p99 TTFT {users['p99_ttft_s']} s\n"
+    )
+    say(f"summary {out / 'summary.json'}   report {out / 'report.html'}")
+    for problem in problems:
+        say(f"NOT AS EXPECTED: {problem}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Put the parts of the embedded cloud together in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from google.cloud import container_v1
+
+from sandbox import workload
+from sandbox.addresses import free_port
+from sandbox.api import Api
+from sandbox.api.http import serve
+from sandbox.clock import SystemClock
+from sandbox.container_launch import Settings
+from sandbox.controllers import Manager
+from sandbox.faults import Faults
+from sandbox.gateway import run_gateway
+from sandbox.gke.core import GkeCloud
+from sandbox.gke.nodes import KubeNodes, is_ours
+from sandbox.gke.server import run_cloud, serve_gke
+from sandbox.gke.tokens import TokenIssuer, serve_tokens
+from sandbox.images import RealVllm
+from sandbox.kube import KubeClient, KubeError
+from sandbox.node import NodeAgent
+from sandbox.pki import CertificateAuthority
+from sandbox.pods import cancel
+from sandbox.state import (
+    FAULTS_FILE,
+    STATE_FILE,
+    Access,
+    read_kubeconfig,
+    write_kubeconfig,
+    write_state,
+)
+from sandbox.supervisor import USERS, Supervisor, start_time
+
+HOST = "127.0.0.1"
+PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
+SERVICE_ACCOUNT = f"airflow@{PROJECT}.iam.gserviceaccount.com"
+ADMIN, PARTS = "admin", "system:sandbox"
+READY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to bring a sandbox up; `users_rate` is in requests a second, 0 starts none."""
+
+    directory: Path
+    speed: float = 60.0
+    workloads: int = 1
+    replicas: int = 2
+    users_rate: float = 0.0
+    seed: int = 1
+    kubeconfig: Path | None = None
+    real_vllm: RealVllm | None = None
+
+
+class Sandbox:
+    """The embedded cloud; `up()` is the way to get one."""
+
+    def __init__(self, options: Options, supervisor: Supervisor) -> None:
+        self.options = options
+        self.directory = options.directory.resolve()
+        self.supervisor = supervisor
+        self.clock = SystemClock()
+        self.faults = Faults(self.directory / FAULTS_FILE)
+        self.issuer = TokenIssuer(self.clock)
+        self.state: dict[str, Any] = {}
+        self.failed = asyncio.Event()  # a part of the cloud has ended by itself
+        self.error: BaseException | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closers = contextlib.AsyncExitStack()
+        self._tokens: dict[str, str] = {}
+        self._agent: NodeAgent | None = None
+
+    async def start(self) -> None:
+        """Start every part, create the objects, write state.json; the workloads are then on their way."""
+        authority = CertificateAuthority(self.directory)
+        tls = authority.issue("server", [HOST, "localhost"])
+        tokens = await serve_tokens(self.issuer, HOST)
+        self._closers.push_async_callback(tokens.cleanup)
+        key_file = self.directory / "service-account.json"
+        key_file.write_text(json.dumps(self.issuer.new_service_account_key(SERVICE_ACCOUNT, PROJECT)))
+        key_file.chmod(0o600)
+        admin = await self._kubernetes(authority, tls)
+        parts = Access(admin.url, admin.ca_file, self._token(PARTS) if not self.options.kubeconfig else admin.token)
+        kube = await self._closers.enter_async_context(KubeClient(parts.url, parts.ca_file, parts.token))
+        gke_port = await self._cloud(kube, tls, admin)
+        agent = self._node_agent(kube, admin)
+        gateway_address = f"{agent.prefix}.1"
+        port = free_port(gateway_address)
+        envoy = self.directory / "envoy"
+        self._run("gateway", run_gateway(kube, envoy, gateway_address, self.clock, self.options.speed, self.faults))
+        self.state = {
+            "id": self.supervisor.identity,
+            "pid": os.getpid(),
+            "pid_started": start_time(os.getpid()),
+            "ready": False,
+            "api_url": admin.url,
+            "ca_file": str(authority.cert_path),
+            "kubeconfig": str(self.directory / "kubeconfig"),
+            "gke_endpoint": f"localhost:{gke_port}",
+            "service_account_key_file": str(key_file),
+            "service_account": SERVICE_ACCOUNT,
+            "token_uri": self.issuer.token_uri,
+            "gateway_url": f"http://{gateway_address}:{port}",
+            "project": PROJECT,
+            "location": LOCATION,
+            "zone": ZONE,
+            "cluster": CLUSTER,
+            "namespace": workload.NAMESPACE,
+            "workload": workload.WORKLOAD,
+            "workloads": [
+                {"name": name, "hostname": workload.hostname_of(name)}
+                for name in workload.workload_names(self.options.workloads)
+            ],
+            "model": workload.SERVED_MODEL,
+            "speed": self.options.speed,
+            "engine": "vllm" if self.options.real_vllm else "simulated",
+            "faults_file": str(self.directory / FAULTS_FILE),
+            "users_file": str(self.directory / "users.json") if self.options.users_rate else None,
+            "ports": {"api": int(admin.url.rpartition(":")[2]), "gke": gke_port, "gateway": port},
+        }
+        write_state(self.directory, self.state)
+        await self._create_objects(kube, port)
+
+    # The parts
+
+    async def _kubernetes(self, authority: CertificateAuthority, tls: Any) -> Access:
+        """Serve the embedded API with its controllers, or take the one that a kubeconfig names."""
+        kubeconfig = self.directory / "kubeconfig"
+        if self.options.kubeconfig is not None:
+            access = read_kubeconfig(self.options.kubeconfig, self.directory)
+            write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)
+            return access
+        api = Api(self.clock, superusers=(ADMIN, PARTS))
+        authenticate = self.issuer.authenticate
+        logs = self.directory / "pods"
+        server = await serve(api, HOST, 0, tls.cert, tls.key, authenticate, logs_dir=logs)
+        self._closers.push_async_callback(server.close)
+        self._run("controllers", Manager(api, self.clock).run())
+        url = f"https://{HOST}:{server.port}"
+        access = Access(url, str(authority.cert_path), self._token(ADMIN))
+        write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)
+        return access
+
+    async def _cloud(self, kube: KubeClient, tls: Any, admin: Access) -> int:
+        """Serve the GKE API with the pools that are there from the start; return its port."""
+        nodes = KubeNodes(kube, print)
+        cloud = GkeCloud(
+            self.clock,
+            nodes,
+            speed=self.options.speed,
+            project=PROJECT,
+            location=LOCATION,
+            cluster=CLUSTER,
+            endpoint=admin.url.removeprefix("https://"),
+            ca_pem=Path(admin.ca_file).read_bytes() if admin.ca_file else b"",
+            faults=self.faults,
+        )
+        gpus = self.options.workloads * self.options.replicas
+        for name, machine, count in (
+            ("default-pool", "e2-standard-8", 2),
+            ("h100-pool", "a3-highgpu-1g", max(2, gpus)),
+        ):
+            config = container_v1.NodeConfig(machine_type=machine)
+            pool = container_v1.NodePool(name=name, initial_node_count=count, config=config, locations=[ZONE])
+            cloud.add_running_pool(pool)
+        server = await serve_gke(cloud, HOST, 0, tls, self.issuer.authenticate)
+        self._closers.push_async_callback(server.stop)
+        self._run("cloud", run_cloud(cloud, nodes))
+        return server.port
+
+    def _node_agent(self, kube: KubeClient, admin: Access) -> NodeAgent:
+        settings = Settings(
+            kube,
+            self.supervisor,
+            self.directory,
+            self.options.speed,
+            self.faults,
+            self.directory / FAULTS_FILE,
+            kubeconfig=lambda namespace, account: self._account_kubeconfig(admin, namespace, account),
+            real_vllm=self.options.real_vllm,
+        )
+        agent = NodeAgent(settings, owns=is_ours)
+        self._agent = agent
+        self._run("node agent", agent.run())
+        return agent
+
+    def _account_kubeconfig(self, admin: Access, namespace: str, account: str) -> Path:
+        """Return the kubeconfig of a service account, made when its first pod starts."""
+        path = self.directory / "kubeconfigs" / f"{namespace}_{account}"
+        if not path.exists():
+            # An attached API server knows nothing of our tokens: there every pod acts as the given user.
+            user = f"system:serviceaccount:{namespace}:{account}"
+            token = admin.token if self.options.kubeconfig else self._token(user)
+            write_kubeconfig(path, Access(admin.url, admin.ca_file, token), account, namespace)
+        return path
+
+    def _token(self, user: str) -> str:
+        if user not in self._tokens:
+            self._tokens[user] = secrets.token_urlsafe(32)
+            self.issuer.add_static(self._tokens[user], user)
+        return self._tokens[user]
+
+    async def _create_objects(self, kube: KubeClient, gateway_port: int) -> None:
+        wanted = workload.bootstrap_objects(gateway_port, self.options.workloads, self.options.replicas)
+        for item in wanted:
+            resource, namespace, name = workload.address(item)
+            try:
+                await kube.create(resource, namespace, item)
+            except KubeError as error:
+                if error.code != 409:
+                    raise RuntimeError(f"cannot create {resource}/{name}: {error}") from error
+
+    def _run(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(part, name=name)
+        self._tasks[name] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self.error = task.exception() or RuntimeError(f"{name} ended by itself")
+                self.failed.set()
+
+        task.add_done_callback(ended)
+
+    # Readiness, users, the end
+
+    async def wait_ready(self, deadline_s: float = READY_S) -> None:
+        """Wait until every workload answers through the gateway; raises TimeoutError or the part's error."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_s
+        url = f"{self.state['gateway_url']}/v1/models"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            for service in self.state["workloads"]:
+                headers = {"Host": service["hostname"]} if service["hostname"] else {}
+                while not await _answers(session, url, headers):
+                    if self.failed.is_set():
+                        raise RuntimeError("a part of the sandbox has ended") from self.error
+                    if loop.time() > until:
+                        raise TimeoutError(f"{service['name']} does not answer after {deadline_s:.0f} s")
+                    await asyncio.sleep(0.1)
+        self.state["ready"] = True
+        write_state(self.directory, self.state)
+
+    async def start_users(self, rate: float, seed: int = 1, name: str = "users", **flags: Any) -> Path:
+        """Start streaming users on the first workload; return the file with their counters."""
+        out = self.directory / f"{name}.json"
+        argv = [sys.executable, "-m", "sandbox.users", "--url", self.state["gateway_url"]]
+        argv += ["--model", self.state["model"], "--rate", f"{rate:g}", "--seed", str(seed), "--out", str(out)]
+        for flag, value in flags.items():
+            argv += [f"--{flag.replace('_', '-')}", str(value)]
+        await self.supervisor.start(name, argv, cwd=workload.ROOT, order=USERS)
+        return out
+
+    async def stop(self) -> None:
+        """Stop users, then pods, then Envoy, then the APIs."""
+        users = [child.name for child in self.supervisor.children.values() if child.order == USERS]
+        await asyncio.gather(*(self.supervisor.stop(name, grace_s=3) for name in users))
+        for name in ("node agent", "gateway", "cloud", "controllers"):
+            if (task := self._tasks.pop(name, None)) is not None:
+                await cancel(task)
+            if name == "node agent" and self._agent is not None:
+                await self._agent.stop()
+        await self._closers.aclose()
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
+
+
+async def _answers(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> bool:
+    try:
+        async with session.get(url, headers=headers) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

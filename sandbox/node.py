@@ -1,0 +1,121 @@
+"""Be the kubelet of every node: run the pods that are bound to nodes as local processes.
+
+The agent only talks to a Kubernetes API. It watches nodes and pods; a pod bound to a node that exists gets
+a `sandbox.pods.Pod`, which lives until its object is deleted or its node vanishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+
+from sandbox.addresses import Addresses
+from sandbox.container_launch import Settings
+from sandbox.container_types import Object
+from sandbox.pod_status import FINAL_PHASES
+from sandbox.pods import Pod
+
+
+class NodeAgent:
+    """Run the pods of all nodes for which `owns` holds (default: every node)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        owns: Callable[[Object], bool] = lambda node: True,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self.settings = settings
+        self.pods: dict[str, Pod] = {}
+        self._owns = owns
+        self._log = log
+        self._addresses = Addresses(settings.supervisor.identity)
+        self._nodes: dict[str, Object] = {}
+        self._objects: dict[str, Object] = {}  # every pod that is bound to a node, by uid
+        self._pulled: dict[str, set[str]] = {}
+        self._synced: set[str] = set()
+
+    @property
+    def prefix(self) -> str:
+        """Return the first three numbers of this sandbox's addresses."""
+        return self._addresses.prefix
+
+    async def run(self) -> None:
+        """Watch and act until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch("nodes", self._on_node))
+            group.create_task(self._watch("pods", self._on_pod))
+
+    async def stop(self) -> None:
+        """End the processes of all pods at once; their objects stay. Call it after run() was cancelled."""
+        await asyncio.gather(*(pod.close() for pod in self.pods.values()))
+
+    async def _watch(self, resource: str, act: Callable[[str, Object], None]) -> None:
+        async for event_type, item in self.settings.kube.watch(resource):
+            if event_type == "SYNC":
+                self._synced.add(resource)
+                self._look_at_all()
+            else:
+                act(event_type, item)
+
+    # Observations
+
+    def _on_node(self, event_type: str, node: Object) -> None:
+        name = node["metadata"]["name"]
+        if event_type != "DELETED":
+            if self._owns(node):
+                self._nodes[name] = node
+                self._look_at_all()
+            return
+        self._nodes.pop(name, None)
+        self._pulled.pop(name, None)
+        for pod in [p for p in self.pods.values() if p.node["metadata"]["name"] == name]:
+            self._log(f"node {name} is gone: ending pod {pod.namespace}/{pod.name}")
+            pod.remove()
+
+    def _on_pod(self, event_type: str, item: Object) -> None:
+        uid = item["metadata"]["uid"]
+        if event_type == "DELETED":
+            self._objects.pop(uid, None)
+            if uid in self.pods:
+                self.pods[uid].drop()
+        elif item["spec"].get("nodeName"):
+            self._objects[uid] = item
+            self._look_at(uid)
+
+    # Decisions
+
+    def _look_at_all(self) -> None:
+        for uid in list(self._objects):
+            self._look_at(uid)
+
+    def _look_at(self, uid: str) -> None:
+        """Start or end what the pod's object asks for; does nothing if that is under way."""
+        if self._synced != {"nodes", "pods"}:
+            return
+        item = self._objects[uid]
+        node = self._nodes.get(item["spec"]["nodeName"])
+        deleted = "deletionTimestamp" in item["metadata"]
+        pod = self.pods.get(uid)
+        if pod is None and node is not None:
+            if (item.get("status") or {}).get("phase") in FINAL_PHASES and not deleted:
+                return
+            pod = self._adopt(item, node)
+        if pod is not None and deleted:
+            grace = item["metadata"].get("deletionGracePeriodSeconds")
+            pod.terminate(pod.grace_s if grace is None else float(grace))
+
+    def _adopt(self, item: Object, node: Object) -> Pod:
+        pulled = self._pulled.setdefault(node["metadata"]["name"], set())
+        ip = self._addresses.take()
+        pod = Pod(self.settings, item, node, ip, pulled=pulled, on_end=self._forget)
+        self.pods[pod.uid] = pod
+        return pod
+
+    def _forget(self, pod: Pod) -> None:
+        """Drop a pod that has ended, its address and its directories; its logs stay for whoever asks why."""
+        if self.pods.pop(pod.uid, None) is not None:
+            self._addresses.give_back(pod.ip)
+            shutil.rmtree(self.settings.directory / "volumes" / pod.uid, ignore_errors=True)

@@ -1,0 +1,372 @@
+"""The rules of the API server that the recordings do not show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sandbox.api import Api, ApiError, LocalClient, Request
+from sandbox.api.patch import APPLY, STRATEGIC
+from sandbox.api.quantities import canonical
+from sandbox.clock import VirtualClock
+
+NS = "inference"
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def api(clock: VirtualClock) -> Api:
+    api = Api(clock)
+    LocalClient(api).create("namespaces", {"metadata": {"name": NS}})
+    return api
+
+
+@pytest.fixture
+def client(api: Api) -> LocalClient:
+    return LocalClient(api)
+
+
+def deployment(name: str = "web", **spec: Any) -> dict[str, Any]:
+    container = {"name": "main", "image": "web:1", "env": [{"name": "A", "value": "1"}]}
+    labels = {"app": name}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    return {
+        "metadata": {"name": name, "namespace": NS},
+        "spec": {"selector": {"matchLabels": labels}, "template": template, **spec},
+    }
+
+
+def route(weight: int = 1) -> dict[str, Any]:
+    backend = {"name": "a", "port": 80, "weight": weight}
+    return {"metadata": {"name": "llm", "namespace": NS}, "spec": {"rules": [{"backendRefs": [backend]}]}}
+
+
+def call(api: Api, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
+    text = b"" if body is None else json.dumps(body).encode()
+    return api.handle(Request(method, path, headers={"content-type": kind}, body=text))
+
+
+def test_a_put_without_resource_version_is_refused_for_a_custom_resource(client: LocalClient) -> None:
+    client.create("httproutes", route())
+    with pytest.raises(ApiError) as refused:
+        client.update("httproutes", route(2))
+    assert refused.value.code == 422
+    assert "metadata.resourceVersion: Invalid value: 0: must be specified for an update" in str(refused.value)
+
+
+def test_a_put_without_resource_version_replaces_a_config_map(client: LocalClient) -> None:
+    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}, "data": {"k": "1"}})
+    changed = client.update("configmaps", {"metadata": {"name": "a", "namespace": NS}, "data": {"k": "2"}})
+    assert changed["data"] == {"k": "2"}
+    assert changed["metadata"]["uid"] == made["metadata"]["uid"]
+
+
+def test_a_write_that_changes_nothing_keeps_the_resource_version(client: LocalClient) -> None:
+    made = client.create("httproutes", route())
+    assert client.update("httproutes", made) == made
+
+
+def test_the_generation_of_a_route_counts_its_spec_and_not_its_status(client: LocalClient) -> None:
+    made = client.create("httproutes", route())
+    parent = {"parentRef": {"name": "gw"}, "controllerName": "x/y", "conditions": []}
+    status = client.update("httproutes", {**made, "status": {"parents": [parent]}}, "status")
+    assert status["metadata"]["generation"] == 1
+    assert status["status"]["parents"][0]["parentRef"]["kind"] == "Gateway"
+    annotated = client.patch("httproutes", NS, "llm", {"metadata": {"annotations": {"epoch": "1"}}})
+    assert annotated["metadata"]["generation"] == 1
+    annotated["spec"]["rules"][0]["backendRefs"][0]["weight"] = 5
+    annotated["status"] = {"parents": []}
+    changed = client.update("httproutes", annotated)
+    assert changed["metadata"]["generation"] == 2
+    assert changed["status"] == status["status"]
+
+
+def test_a_status_update_of_a_route_changes_nothing_but_the_status(client: LocalClient) -> None:
+    made = client.create("httproutes", route())
+    made["spec"]["rules"] = []
+    made["metadata"]["annotations"] = {"a": "b"}
+    changed = client.update("httproutes", {**made, "status": {"parents": []}}, "status")
+    assert changed["spec"]["rules"]
+    assert "annotations" not in changed["metadata"]
+
+
+def test_a_gateway_waits_for_its_controller(client: LocalClient) -> None:
+    listener = {"name": "http", "port": 80, "protocol": "HTTP"}
+    spec = {"gatewayClassName": "gke", "listeners": [listener]}
+    made = client.create("gateways", {"metadata": {"name": "g", "namespace": NS}, "spec": spec})
+    assert [c["type"] for c in made["status"]["conditions"]] == ["Accepted", "Programmed"]
+    assert made["spec"]["listeners"][0]["allowedRoutes"] == {"namespaces": {"from": "Same"}}
+
+
+def test_a_weight_above_the_limit_is_refused(client: LocalClient) -> None:
+    with pytest.raises(ApiError, match="should be less than or equal to 1000000"):
+        client.create("httproutes", route(1_000_001))
+
+
+def test_an_unknown_field_is_dropped_with_a_warning(api: Api) -> None:
+    body = deployment()
+    body["spec"]["tempalte"] = {}
+    response = call(api, "POST", f"/apis/apps/v1/namespaces/{NS}/deployments", body)
+    assert response.status == 201
+    assert response.headers["warning"] == '299 - "unknown field \\"spec.tempalte\\""'
+    assert "tempalte" not in response.json()["spec"]
+
+
+def test_an_env_value_that_is_a_number_is_refused(api: Api) -> None:
+    body = deployment()
+    body["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = 1
+    response = call(api, "POST", f"/apis/apps/v1/namespaces/{NS}/deployments", body)
+    assert response.status == 400
+    assert response.json()["message"].endswith(
+        "json: cannot unmarshal number into Go struct field EnvVar.spec.template.spec.containers.env.value "
+        "of type string"
+    )
+
+
+def test_a_lease_created_without_microseconds_is_a_bad_request(api: Api) -> None:
+    spec = {"holderIdentity": "a", "renewTime": "2026-11-22T01:00:20Z"}
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NS}/leases"
+    response = call(api, "POST", path, {"metadata": {"name": "l"}, "spec": spec})
+    assert (response.status, response.json()["reason"]) == (400, "BadRequest")
+
+
+def test_a_lease_can_be_made_by_put(client: LocalClient) -> None:
+    lease = {"metadata": {"name": "l", "namespace": NS}, "spec": {"holderIdentity": "a"}}
+    assert client.update("leases", lease)["spec"] == {"holderIdentity": "a"}
+
+
+def test_an_immutable_secret_stays_what_it_is(client: LocalClient) -> None:
+    secret = {"metadata": {"name": "s", "namespace": NS}, "stringData": {"k": "v"}, "immutable": True}
+    made = client.create("secrets", secret)
+    assert made["data"] == {"k": "dg=="}
+    with pytest.raises(ApiError, match="field is immutable when `immutable` is set"):
+        client.patch("secrets", NS, "s", {"data": {"k": "eA=="}})
+    assert client.patch("secrets", NS, "s", {"metadata": {"labels": {"a": "b"}}})["data"] == made["data"]
+
+
+def test_a_config_map_over_one_mebibyte_is_refused(client: LocalClient) -> None:
+    body = {"metadata": {"name": "big", "namespace": NS}, "data": {"k": "x" * (1024 * 1024 + 1)}}
+    with pytest.raises(ApiError) as refused:
+        client.create("configmaps", body)
+    assert refused.value.code == 422
+
+
+def test_creating_in_a_namespace_that_is_not_there_is_not_found(client: LocalClient) -> None:
+    with pytest.raises(ApiError, match='namespaces "nowhere" not found'):
+        client.create("configmaps", {"metadata": {"name": "a", "namespace": "nowhere"}})
+
+
+def test_label_and_field_selectors_choose(api: Api, client: LocalClient) -> None:
+    for name, tier in (("a", "gpu"), ("b", "tpu"), ("c", "")):
+        labels = {"tier": tier} if tier else {}
+        client.create("configmaps", {"metadata": {"name": name, "namespace": NS, "labels": labels}})
+
+    def names(**query: str) -> list[str]:
+        answer = api.handle(Request("GET", f"/api/v1/namespaces/{NS}/configmaps", query)).json()
+        return [item["metadata"]["name"] for item in answer["items"]]
+
+    assert names(labelSelector="tier=gpu") == ["a"]
+    assert names(labelSelector="tier!=gpu") == ["b", "c"]
+    assert names(labelSelector="tier in (gpu, tpu),tier notin (gpu)") == ["b"]
+    assert names(labelSelector="!tier") == ["c"]
+    assert names(fieldSelector="metadata.name!=b") == ["a", "c"]
+
+
+def test_a_strategic_merge_patch_merges_containers_by_name(client: LocalClient) -> None:
+    client.create("deployments", deployment())
+    env = [{"name": "A", "$patch": "delete"}, {"name": "B", "value": "2"}]
+    patch = {"spec": {"template": {"spec": {"containers": [{"name": "main", "env": env}]}}}}
+    changed = client.patch("deployments", NS, "web", patch, STRATEGIC)
+    (container,) = changed["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "B", "value": "2"}]
+    assert container["image"] == "web:1"
+
+
+def applied(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "apps/v1", "kind": "Deployment", **deployment(**spec)}
+
+
+def test_an_applier_keeps_what_others_have_set(api: Api) -> None:
+    first, second = LocalClient(api, "first"), LocalClient(api, "second")
+    first.patch("deployments", NS, "web", applied(replicas=1), APPLY)
+    second.patch("deployments", NS, "web", {"metadata": {"annotations": {"n": "1"}}}, APPLY)
+    body = applied()
+    body["spec"]["template"]["spec"]["containers"][0].pop("env")
+    changed = first.patch("deployments", NS, "web", body, APPLY)
+    assert changed["metadata"]["annotations"] == {"n": "1"}
+    assert "env" not in changed["spec"]["template"]["spec"]["containers"][0]
+    assert changed["spec"]["replicas"] == 1  # the default takes the place of what is no longer applied
+
+
+def test_appliers_who_agree_share_a_field(api: Api) -> None:
+    first, second = LocalClient(api, "first"), LocalClient(api, "second")
+    first.patch("deployments", NS, "web", applied(replicas=2), APPLY)
+    second.patch("deployments", NS, "web", {"spec": {"replicas": 2}}, APPLY)
+    kept = first.patch("deployments", NS, "web", applied(), APPLY)
+    assert kept["spec"]["replicas"] == 2
+    with pytest.raises(ApiError, match=r'conflict with "second": \.spec\.replicas'):
+        first.patch("deployments", NS, "web", applied(replicas=3), APPLY)
+
+
+def test_a_plain_update_takes_fields_and_a_later_apply_conflicts_with_it(api: Api) -> None:
+    applier, editor = LocalClient(api, "applier"), LocalClient(api, "editor")
+    applier.patch("deployments", NS, "web", applied(replicas=1), APPLY)
+    editor.patch("deployments", NS, "web", {"spec": {"replicas": 4}})
+    with pytest.raises(ApiError) as refused:
+        applier.patch("deployments", NS, "web", applied(replicas=1), APPLY)
+    assert refused.value.code == 409
+    assert '"editor" using apps/v1 at ' in refused.value.message
+    forced = applier.patch("deployments", NS, "web", applied(replicas=1), APPLY, force=True)
+    assert [e["manager"] for e in forced["metadata"]["managedFields"]] == ["applier"]
+
+
+def test_applying_an_unknown_field_fails(client: LocalClient) -> None:
+    body = applied()
+    body["spec"]["tempalte"] = {}
+    with pytest.raises(ApiError, match="field not declared in schema"):
+        client.patch("deployments", NS, "web", body, APPLY)
+
+
+def test_an_apply_as_yaml_is_read(api: Api) -> None:
+    text = b"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\ndata:\n  k: |\n    two\n    lines\n"
+    request = Request("PATCH", f"/api/v1/namespaces/{NS}/configmaps/y", {"fieldManager": "me"}, body=text)
+    request.headers["content-type"] = APPLY
+    response = api.handle(request)
+    assert (response.status, response.json()["data"]) == (201, {"k": "two\nlines\n"})
+
+
+def bound_pod(client: LocalClient, name: str = "p") -> dict[str, Any]:
+    spec = {"containers": [{"name": "main", "image": "web:1"}], "nodeName": "n1"}
+    return client.create("pods", {"metadata": {"name": name, "namespace": NS}, "spec": spec})
+
+
+def test_a_bound_pod_waits_for_its_node_agent(client: LocalClient, clock: VirtualClock) -> None:
+    bound_pod(client)
+    assert client.delete("pods", NS, "p") is False
+    marked = client.get("pods", NS, "p")
+    assert marked is not None
+    assert marked["metadata"]["deletionGracePeriodSeconds"] == 30
+    assert marked["metadata"]["deletionTimestamp"] == "2026-11-22T00:00:30Z"
+    clock.advance(10)
+    client.delete("pods", NS, "p", grace_period_s=60)  # a longer wait is not granted
+    assert client.get("pods", NS, "p") == marked
+    assert client.delete("pods", NS, "p", grace_period_s=0) is True
+    assert client.get("pods", NS, "p") is None
+
+
+def test_an_unbound_pod_goes_at_once(client: LocalClient) -> None:
+    spec = {"containers": [{"name": "main", "image": "web:1"}]}
+    client.create("pods", {"metadata": {"name": "p", "namespace": NS}, "spec": spec})
+    assert client.delete("pods", NS, "p") is True
+
+
+def test_a_finalizer_holds_an_object_until_it_is_taken_off(client: LocalClient) -> None:
+    meta = {"name": "a", "namespace": NS, "finalizers": ["example.com/hold"]}
+    client.create("configmaps", {"metadata": meta})
+    assert client.delete("configmaps", NS, "a") is False
+    client.patch("configmaps", NS, "a", {"metadata": {"finalizers": None}})
+    assert client.get("configmaps", NS, "a") is None
+
+
+def test_a_deletion_with_a_stale_resource_version_is_a_conflict(client: LocalClient) -> None:
+    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
+    client.patch("configmaps", NS, "a", {"data": {"k": "v"}})
+    stale = {"resourceVersion": made["metadata"]["resourceVersion"]}
+    with pytest.raises(ApiError) as refused:
+        client.delete("configmaps", NS, "a", preconditions=stale)
+    assert refused.value.code == 409
+
+
+def test_an_eviction_respects_the_disruption_budget(api: Api, client: LocalClient) -> None:
+    pod = bound_pod(client)
+    client.patch("pods", NS, "p", {"metadata": {"labels": {"app": "web"}}})
+    client.patch("pods", NS, "p", {"status": {"phase": "Running"}}, subresource="status")
+    spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}
+    client.create("poddisruptionbudgets", {"metadata": {"name": "b", "namespace": NS}, "spec": spec})
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}}
+    path = f"/api/v1/namespaces/{NS}/pods/p/eviction"
+    response = call(api, "POST", path, eviction)
+    assert (response.status, response.json()["reason"]) == (429, "TooManyRequests")
+    client.patch("poddisruptionbudgets", NS, "b", {"status": {"disruptionsAllowed": 1}}, subresource="status")
+    assert call(api, "POST", path, eviction).status == 201
+    evicted = client.get("pods", NS, "p")
+    assert evicted is not None
+    assert "deletionTimestamp" in evicted["metadata"]
+    assert evicted["metadata"]["uid"] == pod["metadata"]["uid"]
+
+
+def test_a_stale_scale_is_a_conflict(api: Api, client: LocalClient) -> None:
+    client.create("deployments", deployment())
+    path = f"/apis/apps/v1/namespaces/{NS}/deployments/web/scale"
+    scale = call(api, "GET", path).json()
+    scale["spec"]["replicas"] = 3
+    assert call(api, "PUT", path, scale).json()["spec"] == {"replicas": 3}
+    assert call(api, "PUT", path, scale).status == 409
+
+
+def test_subscribers_see_every_change_in_order(api: Api, client: LocalClient) -> None:
+    seen: list[tuple[str, str, str]] = []
+    stop = api.subscribe(lambda kind, resource, obj: seen.append((kind, resource, obj["metadata"]["name"])))
+    client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
+    client.patch("configmaps", NS, "a", {"data": {"k": "v"}})
+    client.delete("configmaps", NS, "a")
+    stop()
+    client.create("configmaps", {"metadata": {"name": "b", "namespace": NS}})
+    assert seen == [(kind, "configmaps", "a") for kind in ("ADDED", "MODIFIED", "DELETED")]
+
+
+def test_what_a_caller_does_to_an_object_does_not_reach_the_store(client: LocalClient) -> None:
+    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}, "data": {"k": "v"}})
+    made["data"]["k"] = "changed"
+    again = client.get("configmaps", NS, "a")
+    assert again is not None
+    assert again["data"] == {"k": "v"}
+
+
+def test_a_watch_sees_objects_come_into_and_out_of_its_selection(api: Api, client: LocalClient) -> None:
+    query = {"labelSelector": "tier=gpu", "resourceVersion": str(api.store.version)}
+    watch = api.watch(Request("GET", f"/api/v1/namespaces/{NS}/configmaps", query), lambda: None)
+    client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
+    for tier in ("gpu", "tpu"):
+        client.patch("configmaps", NS, "a", {"metadata": {"labels": {"tier": tier}}})
+    assert [json.loads(line)["type"] for line in watch.pending] == ["ADDED", "DELETED"]
+
+
+def test_a_streaming_list_ends_with_its_bookmark(api: Api, client: LocalClient) -> None:
+    client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
+    query = {"sendInitialEvents": "true", "allowWatchBookmarks": "true", "resourceVersionMatch": "NotOlderThan"}
+    watch = api.watch(Request("GET", f"/api/v1/namespaces/{NS}/configmaps", query), lambda: None)
+    added, bookmark = (json.loads(line) for line in watch.pending)
+    assert added["type"] == "ADDED"
+    assert bookmark["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+
+
+def test_pod_logs_and_proxy_go_through_what_is_injected(api: Api, client: LocalClient) -> None:
+    bound_pod(client)
+    api.pod_logs = lambda namespace, pod, container, query: f"{namespace}/{pod}/{container}".encode()
+    api.pod_proxy = lambda namespace, pod, port, request: call(api, "GET", "/version")
+    base = f"/api/v1/namespaces/{NS}/pods"
+    assert call(api, "GET", f"{base}/p/log").body == b"inference/p/main"
+    assert call(api, "GET", f"{base}/p:8000/proxy/version").json()["major"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("1000m", "1"), ("0.5", "500m"), ("1024Mi", "1Gi"), ("1000", "1k"), ("8", "8"), ("1.5Gi", "1536Mi")],
+)
+def test_quantities_are_written_in_their_canonical_form(given: str, kept: str) -> None:
+    assert canonical(given) == kept
+
+
+def test_two_runs_with_one_seed_draw_the_same_names() -> None:
+    def uid() -> str:
+        client = LocalClient(Api(VirtualClock(), seed=7))
+        return client.create("namespaces", {"metadata": {"name": "x"}})["metadata"]["uid"]
+
+    assert uid() == uid()

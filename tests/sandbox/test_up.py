@@ -1,0 +1,113 @@
+"""`python -m sandbox up` as its users meet it: ready with a service that answers, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from sandbox import watchdog, workload
+from sandbox.state import NotUp, is_up, read_state
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 90.0
+
+
+def eventually(condition, why: str):
+    until = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"not within {DEADLINE_S} s: {why}")
+
+
+def sandbox(*arguments: str, **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, **more)
+
+
+@pytest.fixture
+def up(tmp_path):
+    """Bring a sandbox up in a process of its own; yield (process, directory, state)."""
+    log = (tmp_path / "up.log").open("w")
+    process = sandbox("up", "--dir", str(tmp_path / "sb"), "--speed", "600", stdout=log, stderr=log)
+    directory = tmp_path / "sb"
+
+    def ready():
+        assert process.poll() is None, (tmp_path / "up.log").read_text()
+        return (directory / "state.json").exists() and read_state(directory)["ready"]
+
+    eventually(ready, "the sandbox is ready")
+    state = read_state(directory)
+    yield process, directory, state
+    process.kill()
+    process.wait()
+    log.close()
+    watchdog.sweep(state["id"])
+
+
+def test_up_serves_the_workload_and_refuses_a_second_one_in_its_directory(up):
+    process, directory, state = up
+    with urllib.request.urlopen(f"{state['gateway_url']}/v1/models", timeout=10) as answer:
+        assert json.load(answer)["data"][0]["id"] == workload.SERVED_MODEL
+    second = sandbox("up", "--dir", str(directory), stderr=subprocess.PIPE, text=True)
+    _, error = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 1
+    assert "down" in error
+    assert process.poll() is None
+
+    kubectl = [str(Path(sys.executable).parent / "kubectl"), "--kubeconfig", state["kubeconfig"]]
+    wait = [*kubectl, "rollout", "status", "-n", state["namespace"], f"deployment/{state['workload']}"]
+    assert subprocess.run([*wait, "--timeout=60s"], check=False, capture_output=True).returncode == 0
+
+    down = sandbox("down", "--dir", str(directory))
+    assert down.wait(DEADLINE_S) == 0
+    assert process.wait(DEADLINE_S) == 0
+    assert not watchdog.members(state["id"])
+    with pytest.raises(NotUp):
+        read_state(directory)
+
+
+def test_sigkill_of_the_sandbox_leaves_neither_engines_nor_envoy(up):
+    process, directory, state = up
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in watchdog.members(state["id"])]
+    assert any(b"envoy" in command for command in commands)
+    assert any(b"sandbox.engine" in command for command in commands)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    eventually(lambda: not watchdog.members(state["id"]), "the watchdog has ended everything")
+    assert not is_up(read_state(directory))
+
+
+def test_every_workload_of_several_has_its_own_names_and_host():
+    objects = workload.bootstrap_objects(8080, workloads=3)
+    addresses = [workload.address(item) for item in objects]
+    assert len(addresses) == len(set(addresses))
+    routes = [item for item in objects if item["kind"] == "HTTPRoute"]
+    assert [route["spec"].get("hostnames") for route in routes] == [
+        None,
+        ["vllm-gemma3-27b-2.sandbox.internal"],
+        ["vllm-gemma3-27b-3.sandbox.internal"],
+    ]
+    for route in routes:
+        name = route["metadata"]["name"]
+        assert route["spec"]["rules"][0]["backendRefs"] == [{"name": name, "port": 8000, "weight": 1}]
+
+
+def test_a_path_prefix_is_stripped_before_the_engine_sees_it():
+    route = next(i for i in workload.workload_objects("other", path_prefix="/other") if i["kind"] == "HTTPRoute")
+    rule = route["spec"]["rules"][0]
+    assert rule["matches"][0]["path"]["value"] == "/other"
+    assert rule["filters"][0]["urlRewrite"]["path"]["replacePrefixMatch"] == "/"
+
+
+def test_an_object_of_a_kind_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="Widget 'w'"):
+        workload.address({"kind": "Widget", "metadata": {"name": "w"}})

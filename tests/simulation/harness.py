@@ -1,0 +1,199 @@
+"""Drive the very stages, the guard and the restore on a virtual world, and kill them where a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox.workload import NAMESPACE, WORKLOAD
+from sandbox.world import CLUSTER, LOCATION, PROJECT, World
+from tpu_migration.clients.gke import NodePools
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.plan import Plan
+from tpu_migration.guard import Guard
+from tpu_migration.lease import Holder
+from tpu_migration.record import Record, Records
+from tpu_migration.stages import STAGES
+from tpu_migration.stages.base import Context, Done, Failed, Outcome, StageRun, Waiting
+
+FORWARD = [name for name in STAGES if name != "restore"]
+HORIZON_S = 4 * 3600.0  # virtual; a run that takes longer hangs
+
+
+class Killed(BaseException):
+    """The process ends here, as by SIGKILL: nothing that runs may catch it."""
+
+
+@dataclass
+class Calls:
+    """Count the orchestrator's API calls, and kill it at one of them."""
+
+    kill_at: int | None = None
+    after: bool = False  # kill once the server has done it, but before the answer is seen
+    count: int = 0
+    trace: list[str] = field(default_factory=list)
+
+    def before(self, method: str, path: str) -> None:
+        self.count += 1
+        self.trace.append(f"{method} {path}")
+        if self.count == self.kill_at and not self.after:
+            raise Killed(self.trace[-1])
+
+    def done(self, method: str, path: str) -> None:
+        if self.count == self.kill_at and self.after:
+            raise Killed(self.trace[-1])
+
+
+class Airflow:
+    """What Airflow does, and no more: run the stages in order, then the teardown, whatever happened."""
+
+    def __init__(self, world: World, plan: Plan, run_id: str, calls: Calls | None = None) -> None:
+        self.world, self.plan, self.run_id = world, plan, run_id
+        self.calls = calls or Calls()
+        self.attempt = 0
+        self.ended: dict[str, Outcome] = {}
+        self.current: StageRun | None = None
+        self.said: list[str] = []
+
+    @property
+    def green(self) -> bool:
+        return all(isinstance(outcome, Done) for outcome in self.ended.values()) and "restore" in self.ended
+
+    def run(self) -> Airflow:
+        """Go on where the tasks' states say that it stopped; raises Killed where the calls say so."""
+        for name in FORWARD:
+            if isinstance(self.ended.get(name), Failed):
+                break
+            if name in self.ended:
+                continue
+            self.ended[name] = self._task(name)
+            if isinstance(self.ended[name], Failed):
+                break
+        if "restore" not in self.ended:
+            self.ended["restore"] = self._task("restore")
+        return self
+
+    def _task(self, name: str) -> Outcome:
+        self.attempt += 1
+        kube = Kubernetes(self.world.transport(self.calls.before, self.calls.done))
+        pools = NodePools(
+            self.world.cluster_manager(self.calls.before, self.calls.done), PROJECT, LOCATION, CLUSTER
+        )
+        context = Context.create(
+            self.plan, Holder(self.run_id, name, self.attempt), kube, pools, self.world.clock
+        )
+        self.current = StageRun(STAGES[name], context)
+        started = self.world.clock.monotonic()
+        while True:
+            outcome = self.current.step()
+            if not isinstance(outcome, Waiting):
+                return outcome
+            if not self.said or self.said[-1] != outcome.why:
+                self.said.append(outcome.why)
+            if self.world.clock.monotonic() - started > HORIZON_S:
+                raise AssertionError(f"stage {name} hangs: {outcome.why}")
+            if outcome.seconds:
+                self.world.advance(outcome.seconds)
+                context.lease.renew_if_due()
+
+    def reasons(self) -> str:
+        """Return why it failed, for a test's message."""
+        return "; ".join(f"{n}: {o.reason}" for n, o in self.ended.items() if isinstance(o, Failed))
+
+
+class Scene:
+    """A world, its guard, and a plan that takes minutes of virtual time."""
+
+    def __init__(self, *, seed: int = 0, guard: bool = True, **plan: Any) -> None:
+        self.world = World(seed=seed)
+        self.calls = Calls()  # of the guard: counted, never killed unless a test says so
+        kube = Kubernetes(self.world.transport(self.calls.before, self.calls.done))
+        self.guard = Guard(kube, NAMESPACE, self.world.clock, "guard-0")
+        self.rescued: list[str] = []
+        if guard:
+            self.world.on_tick.append(lambda: self.rescued.extend(self.guard.tick()))
+            self.world.advance(6.0)
+        defaults: dict[str, Any] = {
+            "project_id": PROJECT,
+            "location": LOCATION,
+            "cluster": CLUSTER,
+            "namespace": NAMESPACE,
+            "workload": WORKLOAD,
+            "peak_rps": 4,
+            "policy": "demo",
+            "steps": [10, 50, 100],
+            "bake_s": 20,
+            "soak_s": 60,
+            "source_release": "delete-pool",
+        }
+        self.plan = Plan.from_params({**defaults, **plan})
+
+    def airflow(self, run_id: str = "run-1", calls: Calls | None = None, **changes: Any) -> Airflow:
+        plan = Plan.from_params({**self.plan.to_dict(), **changes})
+        return Airflow(self.world, plan, run_id, calls)
+
+    @property
+    def record(self) -> Record:
+        kube = Kubernetes(self.world.transport(lambda *_: None, lambda *_: None))
+        found = Records(kube, NAMESPACE, WORKLOAD).read()
+        assert found is not None
+        return found
+
+    def when(self, condition: Callable[[], bool], act: Callable[[], None]) -> None:
+        """Do something once, at the first tick at which a condition holds."""
+        done: list[bool] = []
+
+        def look() -> None:
+            if not done and condition():
+                done.append(True)
+                act()
+
+        self.world.on_tick.append(look)
+
+    def when_percent(self, percent: int, act: Callable[[], None]) -> None:
+        """Do something once the Gateway gives the target this share."""
+        self.when(lambda: self.weights().get(f"{WORKLOAD}-tpu", 0) >= percent, act)
+
+    def weights(self) -> dict[str, int]:
+        return self.world.weights()
+
+    def pools(self) -> set[str]:
+        return set(self.world.gke.state["pools"])
+
+    def assert_nobody_noticed(self) -> None:
+        assert self.world.violations == []
+        assert self.world.users["failed"] == 0
+        assert self.world.users["truncated"] == 0
+
+    def assert_users_on_gpu(self) -> None:
+        self.world.advance(15.0)
+        weights = self.weights()
+        assert weights.get(f"{WORKLOAD}-tpu", 0) == 0, weights
+        assert weights[WORKLOAD] > 0
+        assert len(self.world.ready_engines(WORKLOAD)) == 2
+
+    def assert_users_on_tpu(self) -> None:
+        self.world.advance(15.0)
+        weights = self.weights()
+        assert weights.get(WORKLOAD, 0) == 0, weights
+        assert weights[f"{WORKLOAD}-tpu"] > 0
+        assert len(self.world.ready_engines(f"{WORKLOAD}-tpu")) == 2
+
+    def assert_nothing_left(self) -> None:
+        """Only what was there before, the record and the snapshot are left; and an idle Lease."""
+        assert self.pools() == {"default-pool", "h100-pool"}, self.pools()
+        assert self.leftovers() == []
+
+    def leftovers(self) -> list[str]:
+        found = []
+        for resource in ("deployments", "services", "httproutes", "jobs", "poddisruptionbudgets", "healthcheckpolicies",
+                         "gcpbackendpolicies", "horizontalpodautoscalers", "podmonitorings"):  # fmt: skip
+            for each in self.world.client.list(resource, NAMESPACE):
+                if "tpu-migration/run" in (each["metadata"].get("labels") or {}):
+                    found.append(f"{resource}/{each['metadata']['name']}")
+        return found
+
+
+__all__ = ["Airflow", "Calls", "Killed", "Phase", "Scene"]

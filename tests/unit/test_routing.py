@@ -1,0 +1,166 @@
+"""Weights, restores and the safe route are pure functions over an HTTPRoute."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase, may_follow
+from tpu_migration.domain.routing import (
+    EPOCH_ANNOTATION,
+    RouteError,
+    arm_probe_route,
+    epoch_of,
+    points_at,
+    restored,
+    safe_route,
+    target_percent,
+    unsupported,
+    with_target,
+)
+
+ROOT = [{"path": {"type": "PathPrefix", "value": "/"}}]
+
+
+def ref(name, weight=1, **more):
+    return {"group": "", "kind": "Service", "name": name, "port": 8000, "weight": weight, **more}
+
+
+def rule(*refs, matches=ROOT):
+    return {"matches": matches, "backendRefs": list(refs)}
+
+
+def route(*rules, **metadata):
+    return {"metadata": {"name": "llm", "namespace": "inference", **metadata}, "spec": {"rules": list(rules)}}
+
+
+def weights(one):
+    return {each["name"]: each["weight"] for each in one["backendRefs"]}
+
+
+def test_a_step_moves_its_share_and_keeps_both_refs():
+    [moved] = with_target([rule(ref("gpu"))], "gpu", "tpu", 25)
+    assert weights(moved) == {"gpu": 75, "tpu": 25}
+    assert moved["backendRefs"][1]["port"] == 8000
+
+
+def test_at_both_ends_the_other_side_stays_as_a_ref_without_weight():
+    assert weights(with_target([rule(ref("gpu"))], "gpu", "tpu", 0)[0]) == {"gpu": 100, "tpu": 0}
+    assert weights(with_target([rule(ref("gpu"))], "gpu", "tpu", 100)[0]) == {"gpu": 0, "tpu": 100}
+
+
+@given(st.integers(0, 100), st.integers(1, 1000), st.integers(0, 1000))
+def test_other_backends_of_a_rule_keep_their_exact_share(percent, gpu, other):
+    [moved] = with_target([rule(ref("gpu", gpu), ref("other", other))], "gpu", "tpu", percent)
+    found = weights(moved)
+    assert found["other"] * (gpu + other) == other * sum(found.values())
+    assert found["tpu"] * 100 == percent * (found["gpu"] + found["tpu"])
+
+
+def test_rules_without_the_source_are_left_alone():
+    health = rule(ref("health"), matches=[{"path": {"type": "Exact", "value": "/health"}}])
+    assert with_target([health, rule(ref("gpu"))], "gpu", "tpu", 50)[0] == health
+
+
+def test_weights_that_would_leave_the_schemas_bound_are_refused_with_the_remedy():
+    with pytest.raises(RouteError, match="common factor"):
+        with_target([rule(ref("gpu", 50_000))], "gpu", "tpu", 50)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 100))
+def test_a_restore_brings_back_exactly_what_was_recorded(shares, percent):
+    recorded = [
+        rule(ref("gpu", share), matches=[{"path": {"type": "PathPrefix", "value": f"/{i}"}}])
+        for i, share in enumerate(shares)
+    ]
+    moved = with_target(recorded, "gpu", "tpu", percent)
+    assert restored(moved, recorded, "tpu") == recorded
+
+
+def test_a_restore_keeps_rules_that_somebody_added_meanwhile():
+    recorded = [rule(ref("gpu"))]
+    added = rule(ref("new-thing"), matches=[{"path": {"type": "Exact", "value": "/new"}}])
+    live = [added, *with_target(recorded, "gpu", "tpu", 100)]
+    assert restored(live, recorded, "tpu") == [added, *recorded]
+
+
+def test_a_restore_frees_an_added_rule_of_the_target():
+    recorded = [rule(ref("gpu"))]
+    only_tpu = rule(ref("tpu"), matches=[{"path": {"type": "Exact", "value": "/beta"}}])
+    assert weights(restored([only_tpu, *recorded], recorded, "tpu")[0]) == {"gpu": 1}
+
+
+def test_the_largest_share_of_any_rule_is_what_counts():
+    rules = [rule(ref("gpu", 95), ref("tpu", 5)), rule(ref("gpu", 50), ref("tpu", 50))]
+    assert target_percent(rules, "gpu", "tpu") == 50
+    assert target_percent([rule(ref("gpu"))], "gpu", "tpu") == 0
+
+
+def test_a_route_that_nobody_migrated_is_at_epoch_zero():
+    assert epoch_of(route(rule(ref("gpu")))) == 0
+    assert epoch_of(route(rule(ref("gpu")), annotations={EPOCH_ANNOTATION: "7"})) == 7
+    with pytest.raises(RouteError, match="is no number"):
+        epoch_of(route(rule(ref("gpu")), annotations={EPOCH_ANNOTATION: "seven"}))
+
+
+def test_a_ref_without_weight_sends_nobody():
+    assert points_at(route(rule(ref("gpu"))), "gpu")
+    assert not points_at(route(rule(ref("gpu", 0))), "gpu")
+    assert not points_at(route(rule({"kind": "InferencePool", "name": "gpu"})), "gpu")
+
+
+def test_an_inference_pool_is_refused_with_a_clear_not_yet():
+    pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "llm", "weight": 1}
+    assert "not yet" in (unsupported(route(rule(pool))) or "")
+    assert unsupported(route(rule(ref("gpu")))) is None
+
+
+def test_the_probe_route_is_reached_by_header_on_the_users_own_paths():
+    users = route(rule(ref("gpu"), matches=[{"path": {"type": "PathPrefix", "value": "/v1"}}]))
+    users["spec"] |= {"parentRefs": [{"name": "gw"}], "hostnames": ["llm.example"]}
+    probe = arm_probe_route(users, "probe", {"source": "gpu", "target": "tpu"}, "x-arm")
+    assert probe["spec"]["hostnames"] == ["llm.example"]
+    first = probe["spec"]["rules"][1]
+    assert first["matches"] == [
+        {"path": {"type": "PathPrefix", "value": "/v1"}, "headers": [{"name": "x-arm", "value": "target"}]}
+    ]
+    assert weights(first) == {"tpu": 1}
+
+
+# ---------------------------------------------------------------- the safe route
+
+
+@pytest.mark.parametrize("phase", [p for p in Phase if p not in AFTER_COMMIT])
+def test_before_the_commit_the_source_is_safe(phase):
+    assert safe_route(phase, source_ready=2, target_ready=2, source_capacity=2).target_percent == 0
+
+
+@pytest.mark.parametrize("phase", sorted(AFTER_COMMIT))
+def test_after_the_commit_the_target_is_safe_while_it_serves(phase):
+    assert safe_route(phase, 2, 1, 2).target_percent == 100
+    assert safe_route(phase, 2, 0, 2).target_percent == 0
+    assert safe_route(phase, 2, 0, 0).target_percent == 100  # the source is given up already
+
+
+@given(st.sampled_from(list(Phase)), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_never_a_side_without_ready_endpoints_while_the_other_has_some(phase, source, target, capacity):
+    safe = safe_route(phase, source, target, capacity)
+    chosen, other = (target, source) if safe.target_percent else (source, target)
+    given_up = phase in AFTER_COMMIT and capacity == 0 and safe.target_percent == 100
+    assert chosen > 0 or other == 0 or given_up
+
+
+# ---------------------------------------------------------------- phases
+
+
+def test_every_phase_before_the_commit_may_fall_back_and_none_after():
+    for phase in Phase:
+        expected = phase not in AFTER_COMMIT and (phase not in ENDED or phase is Phase.HELD)
+        assert may_follow(phase, Phase.FALLING_BACK) is (expected or phase is Phase.FALLING_BACK), phase
+
+
+def test_no_phase_can_be_skipped_on_the_way_forward():
+    assert not may_follow(Phase.WARM, Phase.SHIFTING)
+    assert not may_follow(Phase.SHIFTING, Phase.COMMITTED)
+    assert not may_follow(Phase.FALLEN_BACK, Phase.SHIFTING)
