@@ -81,7 +81,7 @@ async def _demo(options: argparse.Namespace) -> int:
         record, state = await _follow(stand, run_id, say, started)
         users = await _enough_users(stand, say)
         record = await stand.record() or record
-        summary = summarise(stand.kube, record, users, time.monotonic() - started)
+        summary = summarise(stand.kube, record, users, engine=stand.state["engine"], seconds=time.monotonic() - started)
         problems = _problems(options.fault, record, state, users)
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         (out / "report.html").write_text(render_report(record, summary))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox.airflow import Airflow
 from sandbox.airflow_settings import google_environment
-from sandbox.supervisor import FIRST, REST, Child, Supervisor
+from sandbox.supervisor import REST, USERS, Child, Supervisor
 from sandbox.workload import ROOT, SERVED_MODEL, WORKLOAD, hostname_of
 from tpu_migration.clients.kubernetes import Kubernetes, client_transport
 from tpu_migration.record import Record, Records
@@ -29,7 +29,7 @@ class StandFailed(RuntimeError):
 class Stand:
     """One sandbox with one Airflow; an async context manager that leaves no process behind."""
 
-    def __init__(self, directory: Path, *, speed: float = 20.0, workloads: int = 1) -> None:
+    def __init__(self, directory: Path, *, speed: float = 30.0, workloads: int = 1) -> None:
         self.directory = directory.resolve()
         self.speed = speed
         self.workloads = workloads
@@ -67,7 +67,7 @@ class Stand:
             "sandbox", [sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, order=REST
         )
         file, until = where / "state.json", time.monotonic() + _UP_S
-        while not file.exists():
+        while not (file.exists() and json.loads(file.read_text()).get("ready")):
             if not child.running or time.monotonic() > until:
                 raise StandFailed(f"the sandbox did not come up:\n{self.tail('sandbox')}")
             await asyncio.sleep(0.1)
@@ -147,7 +147,7 @@ class Stand:
         if host := hostname_of(workload):
             arguments += ["--host-header", host]
         self._users[workload] = await self.supervisor.start(
-            f"users-{workload}", [sys.executable, "-m", "sandbox.users", *arguments], cwd=ROOT, order=FIRST
+            f"users-{workload}", [sys.executable, "-m", "sandbox.users", *arguments], cwd=ROOT, order=USERS
         )
 
     def _users_file(self, workload: str) -> Path:

@@ -15,8 +15,10 @@ import yaml
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
-# Written by the product; a sandbox without it has no guard.
+# What a platform team installs once: the guard, and the rights of the orchestrator's service account.
 GUARD = ROOT / "include" / "manifests" / "guard.yaml"
+RBAC = ROOT / "include" / "manifests" / "rbac.yaml"
+ORCHESTRATOR = "airflow@sandbox-project.iam.gserviceaccount.com"
 
 NAMESPACE = "inference"
 WORKLOAD = "vllm-gemma3-27b"
@@ -119,8 +121,8 @@ def bootstrap_objects(gateway_port: int, workloads: int = 1, replicas: int = 2) 
     objects = cluster_objects(gateway_port)
     for name in workload_names(workloads):
         objects += workload_objects(name, replicas, hostname=hostname_of(name))
-    if GUARD.exists():
-        objects += in_namespace(_documents(GUARD.read_text()))
+    for file in (GUARD, RBAC):
+        objects += in_namespace(_documents(file.read_text()))
     return objects
 
 
@@ -132,6 +134,8 @@ def in_namespace(objects: list[Object]) -> list[Object]:
         for subject in item.get("subjects") or []:
             if subject["kind"] == "ServiceAccount":
                 subject["namespace"] = NAMESPACE
+            elif subject["kind"] == "User":
+                subject["name"] = ORCHESTRATOR
     return objects
 
 

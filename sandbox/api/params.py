@@ -82,14 +82,17 @@ def check_applier(request: Request) -> None:
 
 def delete_options(request: Request) -> Object:
     """Return DeleteOptions, from the body and the query."""
-    options: Object = {}
+    found: Object = {}
     if request.body:
-        body = body(request)
-        if not isinstance(body, dict):
+        given = body(request)
+        if not isinstance(given, dict):
             raise bad_request("the body of a DELETE is not DeleteOptions")
-        options.update(body)
-    for name in ("propagationPolicy", "gracePeriodSeconds"):
-        if request.query.get(name):
-            value = request.query[name]
-            options[name] = int(value) if name == "gracePeriodSeconds" else value
-    return options
+        found.update(given)
+    query = request.query
+    if query.get("propagationPolicy"):
+        found["propagationPolicy"] = query["propagationPolicy"]
+    if query.get("gracePeriodSeconds"):
+        if not query["gracePeriodSeconds"].isdigit():
+            raise bad_request(f'invalid gracePeriodSeconds "{query["gracePeriodSeconds"]}"')
+        found["gracePeriodSeconds"] = int(query["gracePeriodSeconds"])
+    return found

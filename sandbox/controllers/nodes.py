@@ -6,7 +6,7 @@ from sandbox.api.messages import Object
 from sandbox.api.store import Change
 from sandbox.api.times import seconds
 
-from .base import Controller, Key, is_deleted, is_finished
+from .base import Cluster, Controller, Key, is_deleted, is_finished
 from .fits import tolerates
 
 
@@ -14,6 +14,11 @@ class NodeController(Controller):
     """Do what the pod garbage collector and the taint manager do."""
 
     watches = ("nodes", "pods")
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        # (node, taint) → since when it is there: a taint need not say so itself.
+        self._since: dict[tuple[str, str], float] = {}
 
     def observe(self, change: Change) -> None:
         obj = change.entry.obj
@@ -28,27 +33,33 @@ class NodeController(Controller):
                 self.enqueue(("", node))
 
     def sync(self, key: Key) -> None:
+        name = key[1]
         node = self.cluster.get("nodes", *key)
+        taints = {taint["key"]: taint for taint in _taints(node)} if node else {}
+        for known in [k for k in self._since if k[0] == name and k[1] not in taints]:
+            del self._since[known]
+        for taint in taints.values():
+            added = taint.get("timeAdded")
+            start = seconds(added) if added else self.cluster.clock.now()
+            self._since.setdefault((name, taint["key"]), start)
         for pod in self.cluster.list("pods"):
-            if pod["spec"].get("nodeName") != key[1]:
+            if pod["spec"].get("nodeName") != name:
                 continue
             if node is None:
                 # Nobody is left to stop its containers and report it.
                 self.cluster.delete("pods", pod, gracePeriodSeconds=0)
             elif not is_deleted(pod) and not is_finished(pod):
-                self._expel(node, pod, key)
+                self._expel(taints, pod, key)
 
-    def _expel(self, node: Object, pod: Object, key: Key) -> None:
-        for taint in _taints(node):
+    def _expel(self, taints: dict[str, Object], pod: Object, key: Key) -> None:
+        for taint in taints.values():
             patience = _patience(taint, pod)
             if patience is None:
                 continue
-            start = taint.get("timeAdded")
-            leave = (seconds(start) if start else self.cluster.clock.now()) + patience
+            leave = self._since[key[1], taint["key"]] + patience
             if self.cluster.clock.now() >= leave:
-                text = "Taint manager: deleting pod " + "/".join(
-                    (pod["metadata"]["namespace"], pod["metadata"]["name"])
-                )
+                meta = pod["metadata"]
+                text = f"Taint manager: deleting pod {meta['namespace']}/{meta['name']}"
                 self.cluster.event(pod, "Normal", "TaintManagerEviction", text, "taint-eviction-controller")
                 self.cluster.delete("pods", pod)
                 return

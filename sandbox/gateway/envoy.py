@@ -103,6 +103,8 @@ class EnvoyProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # A Ctrl-C at the terminal must not reach it before the users have ended.
+                start_new_session=True,
             )
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (hard, hard))  # a stream takes four files

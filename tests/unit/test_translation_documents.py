@@ -97,13 +97,16 @@ def test_a_file_that_holds_source_and_target_gives_the_same_target_again():
         ("a: b\n", "no apiVersion and no kind"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "no vLLM workload"),
         ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: wrong\n", "spec: a mapping is needed"),
-        ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n"
-         "spec: {template: {spec: {containers: {name: x}}}}\n", "containers: a list of mappings"),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n"
+            "spec: {template: {spec: {containers: {name: x}}}}\n",
+            "containers: a list is needed",
+        ),
         ("apiVersion: v1\nkind: Service\nmetadata: {}\n", "metadata.name is missing"),
         ("? [a]\n: b\n", "malformed YAML|mapping|apiVersion"),
         ("a: \x00", "malformed YAML"),
     ],
-)  # fmt: skip
+)
 def test_input_that_is_no_kubernetes_yaml_is_refused_with_its_place(text, complaint):
     with pytest.raises(InputError, match=complaint):
         translated(text)
@@ -124,8 +127,12 @@ def test_other_workloads_are_refused_with_the_reason_and_passed_through(kind):
 
 def test_a_leader_worker_set_is_refused():
     template = deployment(["Qwen/Qwen3-32B"], SERVE)["spec"]["template"]
-    group = {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "metadata": {"name": "big"},
-             "spec": {"leaderWorkerTemplate": {"leaderTemplate": template, "workerTemplate": template}}}  # fmt: skip
+    group = {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "big"},
+        "spec": {"leaderWorkerTemplate": {"leaderTemplate": template, "workerTemplate": template}},
+    }
     assert "LeaderWorkerSet" in translated(dump([group])).blockers[0].message
 
 

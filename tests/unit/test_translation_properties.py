@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import shlex
+from itertools import pairwise
 
+import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.translation_builders import deployment, env_of, line_of, only, pod_of, run, server_of, service
-from tpu_migration.domain.translation import describe_source
+from tests.unit.translation_builders import (
+    IMAGE,
+    config_map,
+    deployment,
+    env_of,
+    line_of,
+    only,
+    pod_of,
+    run,
+    server_of,
+    service,
+    slice_of,
+)
+from tpu_migration.domain.translation import InputError, describe_source, translate_documents
 from tpu_migration.domain.translation.flags import REMOVED
 from tpu_migration.domain.translation.labels import selects
 from tpu_migration.domain.translation.shell import Edits, commands
@@ -23,10 +39,20 @@ LABELS = st.dictionaries(_KEYS, st.sampled_from(["a", "b", "a-tpu", "x1", ""]), 
 
 _GPU_FLAGS = sorted(name for name in REMOVED if name not in {"task", "quantization-config"})
 _PLAIN = [
-    ["--trust-remote-code"], ["--max-model-len", "4096"], ["--max-num-seqs", "64"], ["--seed", "-1"], ["--stream-interval", "4"],
-    ["--enable-prefix-caching"], ["--port", "8123"], ["--served-model-name", "one", "two"], ["--gpu-memory-utilization", "0.97"],
-    ["--tensor-parallel-size", "2"], ["--chat-template", "{{ m }} 'x' \"y\" $"], ["--my-own-flag", "v w"], ["--dtype", "half"],
-]  # fmt: skip
+    ["--trust-remote-code"],
+    ["--max-model-len", "4096"],
+    ["--max-num-seqs", "64"],
+    ["--seed", "-1"],
+    ["--stream-interval", "4"],
+    ["--enable-prefix-caching"],
+    ["--port", "8123"],
+    ["--served-model-name", "one", "two"],
+    ["--gpu-memory-utilization", "0.97"],
+    ["--tensor-parallel-size", "2"],
+    ["--chat-template", "{{ m }} 'x' \"y\" $"],
+    ["--my-own-flag", "v w"],
+    ["--dtype", "half"],
+]
 
 
 @st.composite
@@ -129,7 +155,7 @@ def test_every_change_says_why_and_the_pod_can_be_scheduled(source):
 def test_a_script_of_any_kind_is_read_to_its_end_and_unedited_is_itself(script):
     words = [word for command in commands(script) for word in command]
     assert all(0 <= word.start < word.end <= len(script) for word in words)
-    assert all(one.end <= two.start for one, two in zip(words, words[1:], strict=False))
+    assert all(one.end <= two.start for one, two in pairwise(words))
     assert Edits(script).result() == script
 
 
@@ -144,3 +170,38 @@ def test_every_flag_is_itself_and_no_flag_is_both_switch_and_valued():
     assert not VALUED & SWITCHES
     aliases = {"device-memory-utilization"}
     assert all(full_name(f"--{name}") == (name, False) for name in (VALUED | SWITCHES) - aliases)
+
+
+def _places(value, path=()):
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from _places(item, (*path, key))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mangled_manifest_is_translated_or_refused_but_never_crashes_the_translation(seed):
+    chance = random.Random(seed)
+    probe = {"httpGet": {"path": "/health", "port": 8000}, "failureThreshold": 3}
+    container = {"livenessProbe": probe, "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}
+    container["envFrom"] = [{"configMapRef": {"name": "runtime"}}]
+    source = deployment(
+        ["$(M)", "--port", "80"], ["vllm", "serve"], container=container, env=[{"name": "A", "value": "b"}]
+    )
+    whole = [source, service(), config_map("runtime", M="org/model")]
+    outcomes = set()
+    for _ in range(120):
+        documents = copy.deepcopy(whole)
+        document = chance.choice(documents)
+        *way, last = chance.choice(list(_places(document)))
+        for key in way:
+            document = document[key]
+        document[last] = chance.choice([None, "odd", 7, [1, "a"], {"a": 1}, "", -1, True])
+        try:
+            translate_documents(yaml.safe_dump_all(documents), target=slice_of(), image=IMAGE)
+            outcomes.add("translated")
+        except InputError as error:
+            assert error.message
+            outcomes.add("refused")
+    assert outcomes == {"translated", "refused"}

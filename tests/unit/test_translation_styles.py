@@ -168,9 +168,14 @@ def test_an_fp8_checkpoint_without_a_known_bf16_one_blocks_until_somebody_names_
 
 @pytest.mark.parametrize(
     ("method", "blocked", "left"),
-    [("fp8", False, None), ("awq", False, "auto_awq"), ("compressed-tensors", False, "compressed-tensors"),
-     ("gptq_marlin", True, None), ("bitsandbytes", True, None)],
-)  # fmt: skip
+    [
+        ("fp8", False, None),
+        ("awq", False, "auto_awq"),
+        ("compressed-tensors", False, "compressed-tensors"),
+        ("gptq_marlin", True, None),
+        ("bitsandbytes", True, None),
+    ],
+)
 def test_quantization_is_kept_removed_or_blocks(method, blocked, left):
     result = run(deployment([MODEL, "--quantization", method], SERVE))
     assert bool(result.blockers) is blocked
@@ -202,8 +207,12 @@ def test_a_configmap_behind_the_arguments_is_patched_in_a_copy():
     assert copied["data"] == {"MODEL_ID": MODEL, "TP": "8", "LEN": "131072", "OTHER": "x"}
     server = server_of(result)
     assert server["envFrom"] == [{"configMapRef": {"name": "runtime-tpu"}}]
-    assert server["args"][:4] == ["--model=$(MODEL_ID)", "--tensor-parallel-size=$(TP)", "--max-model-len=$(LEN)",
-                                  f"--served-model-name={MODEL}-FP8"]  # fmt: skip
+    assert server["args"][:4] == [
+        "--model=$(MODEL_ID)",
+        "--tensor-parallel-size=$(TP)",
+        "--max-model-len=$(LEN)",
+        f"--served-model-name={MODEL}-FP8",
+    ]
 
 
 def test_a_configmap_given_apart_is_as_good_as_one_in_the_file():
@@ -269,12 +278,19 @@ def test_a_configuration_file_out_of_sight_blocks():
 def test_gpu_side_cars_their_volumes_and_annotations_go_and_others_stay():
     pod = {
         "initContainers": [
-            {"name": "nccl-plugin-installer", "image": "us-docker.pkg.dev/gce-ai-infra/gpudirect-tcpxo/nccl-plugin:v1",
-             "volumeMounts": [{"name": "nvidia-install-dir-host", "mountPath": "/usr/local/nvidia"}]},
+            {
+                "name": "nccl-plugin-installer",
+                "image": "us-docker.pkg.dev/gce-ai-infra/gpudirect-tcpxo/nccl-plugin:v1",
+                "volumeMounts": [{"name": "nvidia-install-dir-host", "mountPath": "/usr/local/nvidia"}],
+            },
             {"name": "fetch", "image": "busybox", "volumeMounts": [{"name": "models", "mountPath": "/models"}]},
         ],
         "containers": [
-            {"name": "tcpxo-daemon", "image": "x/tcpgpudmarxd-dev:v1", "volumeMounts": [{"name": "sys", "mountPath": "/hostsysfs"}]},
+            {
+                "name": "tcpxo-daemon",
+                "image": "x/tcpgpudmarxd-dev:v1",
+                "volumeMounts": [{"name": "sys", "mountPath": "/hostsysfs"}],
+            },
             {"name": "log-shipper", "image": "fluent-bit:3"},
         ],
         "volumes": [
@@ -284,7 +300,7 @@ def test_gpu_side_cars_their_volumes_and_annotations_go_and_others_stay():
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
         "runtimeClassName": "nvidia",
-    }  # fmt: skip
+    }
     container = {"volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "models", "mountPath": "/models"}]}
     source = deployment([MODEL], SERVE, pod=pod, container=container)
     source["spec"]["template"]["metadata"]["annotations"] = {
@@ -306,10 +322,12 @@ def test_a_second_gpu_program_in_the_pod_blocks():
 
 
 def test_scheduling_moves_from_gpu_nodes_to_the_slice_and_keeps_the_rest():
-    term = {"matchExpressions": [
-        {"key": "cloud.google.com/gke-accelerator", "operator": "In", "values": ["nvidia-l4"]},
-        {"key": "team", "operator": "In", "values": ["chat"]},
-    ]}  # fmt: skip
+    term = {
+        "matchExpressions": [
+            {"key": "cloud.google.com/gke-accelerator", "operator": "In", "values": ["nvidia-l4"]},
+            {"key": "team", "operator": "In", "values": ["chat"]},
+        ]
+    }
     pod = {
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}},
         "nodeSelector": {"cloud.google.com/compute-class": "gpu-h100", "disk": "fast"},
@@ -344,10 +362,21 @@ def test_the_services_never_cross_even_by_an_odd_selector():
 
 def test_policies_keep_the_sources_settings_and_point_at_the_target():
     ref = {"group": "", "kind": "Service", "name": "chat"}
-    policy = {"apiVersion": "networking.gke.io/v1", "kind": "GCPBackendPolicy", "metadata": {"name": "chat", "namespace": "llm"},
-              "spec": {"default": {"timeoutSec": 1200, "securityPolicy": "armor", "logging": {"enabled": True}}, "targetRef": ref}}  # fmt: skip
-    check = {"apiVersion": "networking.gke.io/v1", "kind": "HealthCheckPolicy", "metadata": {"name": "chat", "namespace": "llm"},
-             "spec": {"default": {"checkIntervalSec": 7, "config": {"type": "TCP", "tcpHealthCheck": {}}}, "targetRef": ref}}  # fmt: skip
+    policy = {
+        "apiVersion": "networking.gke.io/v1",
+        "kind": "GCPBackendPolicy",
+        "metadata": {"name": "chat", "namespace": "llm"},
+        "spec": {
+            "default": {"timeoutSec": 1200, "securityPolicy": "armor", "logging": {"enabled": True}},
+            "targetRef": ref,
+        },
+    }
+    check = {
+        "apiVersion": "networking.gke.io/v1",
+        "kind": "HealthCheckPolicy",
+        "metadata": {"name": "chat", "namespace": "llm"},
+        "spec": {"default": {"checkIntervalSec": 7, "config": {"type": "TCP", "tcpHealthCheck": {}}}, "targetRef": ref},
+    }
     result = run(deployment([MODEL], SERVE), service(), policy, check)
     default = only(result, "GCPBackendPolicy")["spec"]["default"]
     assert (default["timeoutSec"], default["securityPolicy"], default["logging"]) == (1200, "armor", {"enabled": True})
@@ -360,8 +389,14 @@ def test_policies_keep_the_sources_settings_and_point_at_the_target():
 
 def test_a_live_deployment_leaves_what_the_server_wrote_behind():
     source = deployment([MODEL], SERVE)
-    source["metadata"] |= {"uid": "1", "resourceVersion": "2", "generation": 3, "creationTimestamp": "now",
-                           "managedFields": [{}], "annotations": {"deployment.kubernetes.io/revision": "4"}}  # fmt: skip
+    source["metadata"] |= {
+        "uid": "1",
+        "resourceVersion": "2",
+        "generation": 3,
+        "creationTimestamp": "now",
+        "managedFields": [{}],
+        "annotations": {"deployment.kubernetes.io/revision": "4"},
+    }
     source["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "Helm"
     source["status"] = {"replicas": 2}
     source["spec"]["template"]["metadata"]["labels"]["pod-template-hash"] = "abc"
@@ -402,9 +437,20 @@ def test_the_rollout_never_needs_a_spare_slice():
 
 
 def test_gpu_variables_go_and_the_tpus_own_are_set():
-    env = [{"name": name, "value": "1"} for name in
-           ("CUDA_VISIBLE_DEVICES", "NCCL_P2P_DISABLE", "NVIDIA_VISIBLE_DEVICES", "UCX_TLS", "PYTORCH_CUDA_ALLOC_CONF",
-            "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1", "VLLM_TPU_MOST_MODEL_LEN", "HF_HOME")]  # fmt: skip
+    env = [
+        {"name": name, "value": "1"}
+        for name in (
+            "CUDA_VISIBLE_DEVICES",
+            "NCCL_P2P_DISABLE",
+            "NVIDIA_VISIBLE_DEVICES",
+            "UCX_TLS",
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "VLLM_ATTENTION_BACKEND",
+            "VLLM_USE_V1",
+            "VLLM_TPU_MOST_MODEL_LEN",
+            "HF_HOME",
+        )
+    ]
     env.append({"name": "LD_LIBRARY_PATH", "value": "/opt/mine:/usr/local/nvidia/lib64:$(LD_LIBRARY_PATH)"})
     found = env_of(run(deployment([MODEL], SERVE, env=env)))
     assert found.pop("LD_LIBRARY_PATH") == "/opt/mine:$(LD_LIBRARY_PATH)"
@@ -420,9 +466,17 @@ def test_gpu_variables_go_and_the_tpus_own_are_set():
 
 def test_an_autoscaler_on_gpu_load_has_no_copy_and_a_renamed_metric_is_followed():
     def scaler(metric: str) -> dict:
-        return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "chat", "namespace": "llm"},
-                "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"}, "minReplicas": 3,
-                         "maxReplicas": 6, "metrics": [{"type": "Pods", "pods": {"metric": {"name": metric}}}]}}  # fmt: skip
+        return {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "chat", "namespace": "llm"},
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+                "minReplicas": 3,
+                "maxReplicas": 6,
+                "metrics": [{"type": "Pods", "pods": {"metric": {"name": metric}}}],
+            },
+        }
 
     result = run(deployment([MODEL], SERVE), scaler("prometheus.googleapis.com|DCGM_FI_DEV_GPU_UTIL|gauge"))
     assert "HorizontalPodAutoscaler" not in {m["kind"] for m in result.manifests}
@@ -433,8 +487,12 @@ def test_an_autoscaler_on_gpu_load_has_no_copy_and_a_renamed_metric_is_followed(
 
 
 def test_a_claim_that_one_node_holds_is_not_waited_for():
-    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": "llm"},
-             "spec": {"accessModes": ["ReadWriteOnce"]}}  # fmt: skip
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "llm"},
+        "spec": {"accessModes": ["ReadWriteOnce"]},
+    }
     pod = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}
 
     def at(path: str) -> dict:
@@ -465,3 +523,10 @@ def test_long_names_stay_within_a_label_and_stay_apart():
     names = {only(run(deployment([MODEL], SERVE, name=name)), "Deployment")["metadata"]["name"] for name in (one, two)}
     assert len(names) == 2
     assert all(len(name) <= 63 and name.endswith("-tpu") for name in names)
+
+
+def test_of_an_option_given_twice_the_one_that_wins_is_rewritten_and_the_other_goes():
+    args = [MODEL, "--tensor-parallel-size", "2", "--max-model-len", "1024", "--tensor-parallel-size=4"]
+    result = run(deployment(args, SERVE))
+    assert [token for token in server_of(result)["args"] if "tensor-parallel" in token] == ["--tensor-parallel-size=8"]
+    assert "2" not in server_of(result)["args"]

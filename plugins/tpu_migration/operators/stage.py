@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -10,11 +11,14 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 
+PATIENCE_S = 3.0
+
+
 class StageOperator(BaseOperator):  # type: ignore[misc]
     """Step a stage eagerly while it makes progress, and defer only when it really waits.
 
-    A deferral costs Airflow about three seconds, so a stage with nothing to wait for ends in
-    `execute`. A failure is final: AirflowFailException, no retry. Retries are for a worker that
+    A deferral costs Airflow about three seconds, so a stage that is done by then ends in `execute`;
+    whatever takes longer waits in the triggerer and holds no slot. A failure is final: AirflowFailException, no retry. Retries are for a worker that
     died, and continue where the record says that the stage was.
 
     :param stage: name of the stage (see `tpu_migration.stages.STAGES`); the task id by default
@@ -32,7 +36,7 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
         from tpu_migration.errors import PermanentError, TransientError
         from tpu_migration.hooks.run import stage_run
         from tpu_migration.lease import renewing
-        from tpu_migration.stages.base import Done, Failed, Waiting
+        from tpu_migration.stages.base import Done, Failed
 
         params, run_id, attempt = dict(context["params"]), context["run_id"], context["ti"].try_number
         try:
@@ -42,6 +46,7 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
         except TransientError as error:
             self.log.warning("%s", error)
             return self._defer(params, run_id, attempt, 3600.0)
+        patience = time.monotonic() + PATIENCE_S
         with renewing(run.context.lease):
             while True:
                 outcome = run.step()
@@ -50,8 +55,9 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
                 if isinstance(outcome, Failed):
                     raise AirflowFailException(outcome.reason)
                 self.log.info("%s", outcome.why)
-                if isinstance(outcome, Waiting) and outcome.seconds > 0:
+                if time.monotonic() + outcome.seconds > patience:
                     break
+                time.sleep(outcome.seconds)
         return self._defer(params, run_id, attempt, run.stage.timeout_s)
 
     def _defer(self, params: dict[str, Any], run_id: str, attempt: int, timeout_s: float) -> None:

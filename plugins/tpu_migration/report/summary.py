@@ -12,16 +12,19 @@ from tpu_migration.status import observed_route, observed_safe_route, stage_tabl
 _CHECK = ("name", "outcome", "value", "limit", "unit", "sentence")
 
 
-def summarise(kube: Kubernetes, record: Record, users: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def summarise(
+    kube: Kubernetes, record: Record, users: Mapping[str, Any], *, engine: str, seconds: float
+) -> dict[str, Any]:
     """Return the summary: where users are, where it is safe, what was proven, and what users met.
 
-    `users` are the counters of whoever stands for the users; `seconds` is the whole run's time.
+    `users` are the counters of whoever stands for the users; `engine` says whether figures are
+    `simulated`; `seconds` is the whole run's time.
     """
     verdict = record.verdict
     fallback = record.fallback
     return {
         "workload": record.workload,
-        "engine": str(users.get("engine", "unknown")),
+        "engine": engine,
         "phase": str(record.phase),
         "route": observed_route(kube, record),
         "safe_route": observed_safe_route(kube, record),

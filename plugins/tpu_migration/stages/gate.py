@@ -235,12 +235,13 @@ def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) ->
     gpu = catalogue.gpu_by_label(source.accelerator)
     gpu_usd = gpu.usd_per_hour(kind, source.chips * source.replicas) if gpu else None
     tpu_usd = catalogue.slice(plan.target).usd_per_hour(kind)
-    tokens, low, high = conforming_tokens_per_s(policy, candidate.results)
-    # The source is taken to deliver the same load: it is sized for the live peak, and a probe
-    # of a few per cent cannot tell its throughput.
+    # Both arms are taken to carry the same load, the one that the candidate was given: the source is
+    # sized for it, and a probe of a few per cent cannot tell its throughput. What that load was
+    # exactly then cancels out, so its interval says nothing about the ratio.
+    tokens, _, _ = conforming_tokens_per_s(policy, candidate.results)
     return (
         None if gpu_usd is None else ArmCost(gpu_usd, tokens),
-        None if tpu_usd is None else ArmCost(tpu_usd * plan.target_replicas, tokens, low, high),
+        None if tpu_usd is None else ArmCost(tpu_usd * plan.target_replicas, tokens),
     )
 
 

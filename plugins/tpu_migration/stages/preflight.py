@@ -48,7 +48,7 @@ def step(ctx: Context) -> Outcome:
     plan = ctx.plan
     _refuse_a_thin_plan(ctx)
     ctx.pools.check_access()
-    if (waiting := guard_heartbeat(ctx)) is not None:
+    if (waiting := guard_heartbeat(ctx, early_look=True)) is not None:
         return waiting
     deployment = _deployment(ctx)
     objects = source_objects(ctx.kube, plan.namespace, deployment)

@@ -14,9 +14,26 @@ _GPU_ONLY = re.compile(r"[-_.](gptq|bnb|bitsandbytes|gguf|exl2|exl3|aqlm|hqq|mar
 
 # Organisations that publish FP8 checkpoints beside their own BF16 ones, under the same name without the suffix.
 _PUBLISH_BOTH = {
-    "qwen", "meta-llama", "zai-org", "thudm", "google", "ibm-granite", "baidu", "tencent", "lgai-exaone", "nousresearch",
-    "mistralai", "cohereforai", "coherelabs", "allenai", "microsoft", "tiiuae", "stepfun-ai", "opengvlab", "arcee-ai",
-}  # fmt: skip
+    "qwen",
+    "meta-llama",
+    "zai-org",
+    "thudm",
+    "google",
+    "ibm-granite",
+    "baidu",
+    "tencent",
+    "lgai-exaone",
+    "nousresearch",
+    "mistralai",
+    "cohereforai",
+    "coherelabs",
+    "allenai",
+    "microsoft",
+    "tiiuae",
+    "stepfun-ai",
+    "opengvlab",
+    "arcee-ai",
+}
 
 # Who made the model that somebody else quantized: the beginning of its name says so.
 _FAMILIES = (

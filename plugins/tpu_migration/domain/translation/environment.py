@@ -54,8 +54,8 @@ def without_gpu_paths(name: str, value: str) -> str:
 def rewrite(container: Manifest, configs: Configs, notes: Notes, path: str, *, serving: bool) -> None:
     """Remove GPU variables from a container; on the serving one set what the TPU needs."""
     kept = []
-    for entry in container.get("env") or []:
-        name = str(entry.get("name"))
+    for given in container.get("env") or []:
+        entry, name = given, str(given.get("name"))
         where = f"{path}.env {name}"
         why = why_removed(name)
         value = entry.get("value")

@@ -13,12 +13,32 @@ TARGET_LABEL = "tpu-migration/target"
 
 # Labels by which Services and tools tell workloads apart, whether their selectors were given or not.
 _IDENTITY = {
-    "app", "name", "run", "k8s-app", "service", "release", "deployment", "deploymentName", "component", "model",
-    "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component",
-    "ai.gke.io/model", "llm-d.ai/model", "serving.kserve.io/inferenceservice",
-}  # fmt: skip
-_TOOLS = ("app.kubernetes.io/managed-by", "helm.sh/chart", "argocd.argoproj.io/", "kustomize.toolkit.fluxcd.io/",
-          "helm.toolkit.fluxcd.io/", "pod-template-hash", "controller-uid")  # fmt: skip
+    "app",
+    "name",
+    "run",
+    "k8s-app",
+    "service",
+    "release",
+    "deployment",
+    "deploymentName",
+    "component",
+    "model",
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/component",
+    "ai.gke.io/model",
+    "llm-d.ai/model",
+    "serving.kserve.io/inferenceservice",
+}
+_TOOLS = (
+    "app.kubernetes.io/managed-by",
+    "helm.sh/chart",
+    "argocd.argoproj.io/",
+    "kustomize.toolkit.fluxcd.io/",
+    "helm.toolkit.fluxcd.io/",
+    "pod-template-hash",
+    "controller-uid",
+)
 
 Selector = Mapping[str, Any]
 

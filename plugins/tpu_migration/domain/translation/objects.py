@@ -16,9 +16,18 @@ BACKEND_TIMEOUT_S = 600
 _DRAIN_LIMIT_S = 3600  # GKE's own maximum
 
 _LIVE_METADATA = (
-    "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-    "managedFields", "selfLink", "ownerReferences", "finalizers", "generateName",
-)  # fmt: skip
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "managedFields",
+    "selfLink",
+    "ownerReferences",
+    "finalizers",
+    "generateName",
+)
 _LIVE_ANNOTATIONS = re.compile(
     r"kubectl\.kubernetes\.io/last-applied-configuration|deployment\.kubernetes\.io/.*|autoscaling\.alpha\.kubernetes\.io/.*"
     r"|cloud\.google\.com/neg(-status)?|networking\.gke\.io/load-balancer-.*|meta\.helm\.sh/.*|helm\.sh/.*|argocd\.argoproj\.io/.*"
@@ -96,9 +105,18 @@ def service(
         if spec.get("clusterIP") != "None":
             spec.pop("clusterIP", None)
         for key in (
-            "clusterIPs", "externalIPs", "externalName", "loadBalancerIP", "loadBalancerClass", "loadBalancerSourceRanges",
-            "healthCheckNodePort", "externalTrafficPolicy", "allocateLoadBalancerNodePorts", "ipFamilies", "ipFamilyPolicy",
-        ):  # fmt: skip
+            "clusterIPs",
+            "externalIPs",
+            "externalName",
+            "loadBalancerIP",
+            "loadBalancerClass",
+            "loadBalancerSourceRanges",
+            "healthCheckNodePort",
+            "externalTrafficPolicy",
+            "allocateLoadBalancerNodePorts",
+            "ipFamilies",
+            "ipFamilyPolicy",
+        ):
             spec.pop(key, None)
         for port in spec.get("ports") or []:
             port.pop("nodePort", None)

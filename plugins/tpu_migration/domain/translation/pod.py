@@ -23,7 +23,8 @@ _GPU_RESOURCE = re.compile(
     r"(.*\.)?nvidia\.com/.*|amd\.com/gpu|networking\.gke\.io\.networks/(rdma|gpu|vpc\d|tcpx).*|.*rdma.*"
 )
 _GPU_HELPER = re.compile(
-    r"tcpxo?|tcpgpudmarxd|fastrak|nccl|nvidia|cuda|dcgm|gpu-?direct|(^|[-/ ])gib([-:/ ]|$)|gpu-(driver|feature|device)|driver-installer",
+    r"tcpxo?|tcpgpudmarxd|fastrak|nccl|nvidia|cuda|dcgm|"
+    r"gpu-?direct|(^|[-/ ])gib([-:/ ]|$)|gpu-(driver|feature|device)|driver-installer",
     re.I,
 )
 _GPU_PATHS = re.compile(r"nvidia|cuda|aperture|tcpx|/gib(/|$)|nccl", re.I)

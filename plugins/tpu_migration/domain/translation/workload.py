@@ -148,6 +148,15 @@ def accelerator_of(pod: Manifest) -> str | None:
     found = next((str(selector[key]) for key in wanted if key in selector), None)
     if found is None and (kind := selector.get("cloud.google.com/compute-class")):
         match = re.search(r"(h100|h200|a100|l4|b200)", str(kind), re.I)
-        found = {"h100": "nvidia-h100-80gb", "a100": "nvidia-tesla-a100", "l4": "nvidia-l4", "h200": "nvidia-h200-141gb",
-                 "b200": "nvidia-b200"}.get(match[1].lower()) if match else None  # fmt: skip
+        found = (
+            {
+                "h100": "nvidia-h100-80gb",
+                "a100": "nvidia-tesla-a100",
+                "l4": "nvidia-l4",
+                "h200": "nvidia-h200-141gb",
+                "b200": "nvidia-b200",
+            }.get(match[1].lower())
+            if match
+            else None
+        )
     return found
