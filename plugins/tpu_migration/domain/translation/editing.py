@@ -9,10 +9,10 @@ from tpu_migration.domain.translation.model import Notes
 def put(line: CommandLine, name: str, value: str, why: str, notes: Notes) -> None:
     """Give an option a value where it stands, or append it; earlier ones of the same name go."""
     """Set an option where it stands, else append it."""
-    *earlier, option = line.all(name) or [None]
-    for other in earlier:
-        if other is not None:
-            drop(line, other, "given again further on, which wins", notes)
+    given = line.all(name)
+    for other in given[:-1]:
+        drop(line, other, "given again further on, which wins", notes)
+    option = given[-1] if given else None
     if option is None:
         line.add(name, value)
         notes.change(f"{line.path} --{name}", None, value, why)
