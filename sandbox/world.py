@@ -38,6 +38,7 @@ class World:
         self.controllers = Manager(self.api, self.clock)
         self.gke = GkeCloud(self.clock, LocalNodes(self.client), project=PROJECT, location=LOCATION, cluster=CLUSTER)
         self.faults: dict[str, dict[str, Any]] = {}
+        self.user = "admin"  # whom the API takes the product for
         self.rate_rps, self.answer_s = rate_rps, answer_s
         self.users = {"requests": 0, "failed": 0, "truncated": 0}
         self.violations: list[str] = []
@@ -226,7 +227,7 @@ class World:
             before(method, path)
             payload = json.dumps(body).encode() if body is not None else b""
             headers = {"content-type": content_type, "user-agent": "tpu-migration"}
-            response = self.api.handle(Request(method, path, dict(query), headers, payload))
+            response = self.api.handle(Request(method, path, dict(query), headers, payload, self.user))
             after(method, path)
             return Answer(response.status, response.body)
 

@@ -157,10 +157,13 @@ class Record:
             raise PermanentError(f"a migration that is {self.phase} cannot become {phase}")
         return replace(self, phase=phase)
 
-    def with_stage(self, stage: str, state: str, now: float, detail: str = "") -> Record:
-        """Return the record with a stage begun, ended, or told of again."""
+    def with_stage(self, stage: str, state: str, began: float, now: float, detail: str = "") -> Record:
+        """Return the record with a stage begun, ended, or told of again.
+
+        `began` is when this worker took the stage up; an earlier worker's beginning counts.
+        """
         found = next((each for each in self.stages if each.stage == stage), None)
-        started = found.started if found and (state != "running" or found.ended is None) else now
+        started = found.started if found and found.ended is None else began
         run = StageRun(stage, state, started, None if state == "running" else now, detail)
         others = tuple(each for each in self.stages if each.stage != stage)
         return replace(self, stages=(*others, run), waiting="" if state != "running" else self.waiting)

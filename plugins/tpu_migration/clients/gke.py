@@ -179,7 +179,7 @@ class _Missing(PermanentError):
     """Report a resource that GKE does not have."""
 
 
-class _translated:  # noqa: N801 - reads as a phrase: with _translated("create …")
+class _translated:
     """Turn Google's errors into permanent and transient ones that name the call and the remedy."""
 
     def __init__(self, what: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-
 PATIENCE_S = 3.0
 
 
@@ -18,8 +17,9 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
     """Step a stage eagerly while it makes progress, and defer only when it really waits.
 
     A deferral costs Airflow about three seconds, so a stage that is done by then ends in `execute`;
-    whatever takes longer waits in the triggerer and holds no slot. A failure is final: AirflowFailException, no retry. Retries are for a worker that
-    died, and continue where the record says that the stage was.
+    whatever takes longer waits in the triggerer and holds no slot. A failure is final:
+    AirflowFailException, no retry. Retries are for a worker that died, and continue where the
+    record says that the stage was.
 
     :param stage: name of the stage (see `tpu_migration.stages.STAGES`); the task id by default
     """

@@ -95,7 +95,8 @@ def _chart(arms: Mapping[str, Any], metric: str, title: str) -> str:
     scale = f'<text x="60" y="156">0</text><text x="620" y="156" text-anchor="end">{top:.0f} ms</text>'
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 760 165" role="img" '
-        f'aria-label="{escape(title)}: share of requests by latency">{axis}{marks}{scale}{"".join(lines)}</svg></figure>'
+        f'aria-label="{escape(title)}: share of requests by latency">{axis}{marks}{scale}{"".join(lines)}</svg>'
+        "</figure>"
     )
 
 

@@ -167,6 +167,7 @@ class StageRun:
         self._failures = 0
         self._noted: tuple[str, float] = ("", -1e9)
         self._begun = False
+        self._began = context.clock.now()
 
     def step(self) -> Outcome:
         """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
@@ -221,7 +222,7 @@ class StageRun:
         self.context.records.update(
             self.context.run_id,
             self.context.epoch,
-            lambda record: replace(record.with_stage(self.stage.name, state, now), waiting=why),
+            lambda record: replace(record.with_stage(self.stage.name, state, self._began, now), waiting=why),
         )
 
     def _note_failure(self, outcome: Failed) -> None:
@@ -233,7 +234,7 @@ class StageRun:
         def change(record: Record) -> Record:
             if record.run_id != self.context.run_id:
                 return record
-            return record.with_stage(self.stage.name, "failed", now, outcome.reason)
+            return record.with_stage(self.stage.name, "failed", self._began, now, outcome.reason)
 
         try:
             self.context.records.force(change)

@@ -21,8 +21,10 @@ _POLL_S = 2.0
 
 def step(ctx: Context) -> Outcome:
     """Drain, lower the recorded capacity, scale down, see the pods gone, delete the pools."""
+    if ctx.plan.stop_after == "gate":
+        return Done({"skipped": "a proof of concept gives nothing up"})
     record = ctx.expect(Phase.COMMITTED, Phase.DECOMMISSIONING)
-    if record is None or ctx.plan.stop_after == "gate":
+    if record is None:
         return Done()
     _check_users_are_safe(ctx, record)
     if record.phase is Phase.COMMITTED:

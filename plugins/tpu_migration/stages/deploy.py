@@ -30,7 +30,7 @@ def step(ctx: Context) -> Outcome:
     _refuse_foreign_target(ctx)
     objects = source_objects(ctx.kube, plan.namespace, source)
     config = config_maps_of(ctx.kube, plan.namespace, source)
-    translation = translated(ctx, [source, *objects], config)
+    translation = translated(ctx, [source, *objects], config, record.source.max_model_len)
     for manifest in translation.manifests:
         ctx.kube.apply(_ours(ctx, manifest))
     route = ctx.kube.get(k8s.HTTP_ROUTES, record.source.route, plan.namespace)
@@ -45,9 +45,9 @@ def step(ctx: Context) -> Outcome:
     digest = template_hash(live)
     ctx.update(lambda r: replace(r.moved_to(Phase.DEPLOYED), template_hash=digest))
     for change in translation.changes:
-        ctx.log("changed: %s", change)
+        ctx.log("changed %s: %s -> %s (%s)", change.path, change.old, change.new, change.why)
     for warning in translation.warnings:
-        ctx.log("warning: %s", warning)
+        ctx.log("warning %s: %s %s", warning.path, warning.message, warning.remedy)
     return Done({"deployment": ctx.names.target, "changes": len(translation.changes)})
 
 

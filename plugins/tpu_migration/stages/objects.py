@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Kubernetes, Object
 from tpu_migration.domain.accelerators import Slice
-from tpu_migration.domain.translation import Translation, translate
+from tpu_migration.domain.translation import Sizing, Translation, translate
 from tpu_migration.resources import accelerators
 from tpu_migration.stages.base import Context
 
@@ -81,14 +81,21 @@ def target_slice(name: str) -> Slice:
     return accelerators().slice(name)
 
 
-def translated(ctx: Context, objects: Sequence[Object], config: Mapping[str, Object]) -> Translation:
-    """Translate the live source onto the plan's slice."""
+def translated(
+    ctx: Context, objects: Sequence[Object], config: Mapping[str, Object], max_model_len: int | None
+) -> Translation:
+    """Translate the live source onto the plan's slice, with the context length that it really serves.
+
+    The source's autoscaler is left out: one on the target could take replicas away in mid-shift,
+    and the TPU pool has exactly as many nodes as the plan has replicas.
+    """
     return translate(
-        objects,
+        [each for each in objects if each["kind"] != "HorizontalPodAutoscaler"],
         target=target_slice(ctx.plan.target),
         image=ctx.plan.tpu_image,
         replicas=ctx.plan.target_replicas,
         config=config,
+        sizing=Sizing(max_model_len=max_model_len),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
@@ -55,12 +56,10 @@ def step(ctx: Context) -> Outcome:
     config = config_maps_of(ctx.kube, plan.namespace, deployment)
     source, snapshot = _source(ctx, deployment, objects, config, existing)
     _check_rights(ctx)
-    _check_pods(ctx, deployment, source)
-    blockers = translated(ctx, [deployment, *objects], config).blockers
-    if blockers:
-        raise PermanentError(
-            f"{plan.workload} cannot run on {plan.target}: " + "; ".join(str(each) for each in blockers)
-        )
+    source = replace(source, max_model_len=_check_pods(ctx, deployment, source))
+    if blockers := translated(ctx, [deployment, *objects], config, source.max_model_len).blockers:
+        told = "; ".join(f"{each.path}: {each.message} {each.remedy}".strip() for each in blockers)
+        raise PermanentError(f"{plan.workload} cannot run on {plan.target}: {told}")
     epoch = max(existing.epoch if existing else 0, routing.epoch_of(_route_in(snapshot))) + 1
     return _begin(ctx, source, snapshot, epoch)
 
@@ -287,8 +286,12 @@ def _check_rights(ctx: Context) -> None:
         )
 
 
-def _check_pods(ctx: Context, deployment: Object, source: Source) -> None:
-    """Prove that the pod proxy reaches vLLM, and that it serves the names that clients use."""
+def _check_pods(ctx: Context, deployment: Object, source: Source) -> int | None:
+    """Prove that the pod proxy reaches vLLM and that it serves the names that clients use.
+
+    Returns the context length in tokens that the live servers report.
+    """
+    longest: int | None = None
     vllm = Vllm(ctx.kube, ctx.plan.namespace, source.port)
     for pod in pods_of(ctx.kube, ctx.plan.namespace, deployment):
         name = pod["metadata"]["name"]
@@ -306,6 +309,8 @@ def _check_pods(ctx: Context, deployment: Object, source: Source) -> None:
                 f"pod {name} serves {sorted(served)}, but its arguments say {sorted(source.served_names)}: "
                 "the Deployment was edited and not rolled out"
             )
+        longest = served[source.served_names[0]] or longest
+    return longest or source.max_model_len
 
 
 def _route_in(snapshot: list[Object]) -> Object:

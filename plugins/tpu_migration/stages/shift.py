@@ -32,14 +32,16 @@ _FOLLOW_RESTORE_S = 60.0
 
 def step(ctx: Context) -> Outcome:
     """Take one look; restore on a breach, else hold, or give the target its next share."""
+    if ctx.plan.stop_after == "gate":
+        return Done({"skipped": "a proof of concept moves nobody"})
     if "restored" in ctx.memory:
         return _watch_restore(ctx)
     try:
         record = ctx.expect(Phase.GATED, Phase.SHIFTING, Phase.SOAKING)
     except RecordError as error:
         return _breach(ctx, None, f"the record cannot be read in the middle of the shift: {error}")
-    if record is None or ctx.plan.stop_after == "gate":
-        return Done({"moved": record is None})
+    if record is None:
+        return Done()
     if record.phase is Phase.GATED:
         return _begin(ctx, record)
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)

@@ -1,0 +1,105 @@
+"""Kill the orchestrator at API calls all over a migration: nobody notices, and it always ends well.
+
+A seeded sample; each point is killed before the call reaches the server, and after the server
+has done it but before the answer is seen.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.simulation.harness import Airflow, Calls, Killed, Phase, Scene
+from tpu_migration.domain.phases import AFTER_COMMIT, ENDED
+from tpu_migration.errors import MigrationError
+
+SAMPLE = 16
+LEASE_S, GUARD_MARGIN_S, GATEWAY_S = 60.0, 5.0, 8.0
+WRITES = ("POST", "PUT", "PATCH", "DELETE", "GKE")
+
+
+def points() -> list[tuple[int, bool]]:
+    """Return a sample of (call, after): mostly writes, since a killed read changes nothing."""
+    whole = Scene().airflow(calls=(calls := Calls()))
+    whole.run()
+    writes = [i + 1 for i, call in enumerate(calls.trace) if call.startswith(WRITES)]
+    reads = [i + 1 for i, call in enumerate(calls.trace) if not call.startswith(WRITES)]
+    chosen = random.Random(20261122)
+    sample = chosen.sample(writes, SAMPLE - 4) + chosen.sample(reads, 4)
+    return [(call, after) for call in sorted(sample) for after in (False, True)]
+
+
+POINTS = points()
+
+
+def killed_at(call: int, after: bool) -> tuple[Scene, Airflow]:
+    scene = Scene()
+    airflow = scene.airflow(calls=Calls(kill_at=call, after=after))
+    with pytest.raises(Killed):
+        airflow.run()
+    return scene, airflow
+
+
+def goes_on(scene: Scene, killed: Airflow) -> Airflow:
+    """Start Airflow again: it knows which tasks had ended, and nothing of the one that ran."""
+    again = Airflow(scene.world, killed.plan, killed.run_id)
+    again.ended, again.attempt = dict(killed.ended), killed.attempt
+    return again.run()
+
+
+@pytest.mark.parametrize(("call", "after"), POINTS)
+def test_started_again_within_the_lease_the_migration_goes_on_and_finishes(call, after):
+    scene, killed = killed_at(call, after)
+    scene.world.advance(12.0)
+    again = goes_on(scene, killed)
+    assert again.green, again.reasons()
+    assert scene.record.phase is Phase.MIGRATED
+    assert scene.rescued == []
+    scene.assert_users_on_tpu()
+    scene.assert_nobody_noticed()
+
+
+@pytest.mark.parametrize(("call", "after"), POINTS)
+def test_left_dead_the_guard_has_users_safe_in_time_and_a_later_start_ends_the_run(call, after):
+    scene, killed = killed_at(call, after)
+    scene.world.advance(LEASE_S + GUARD_MARGIN_S + GATEWAY_S + 5.0)
+    found = scene.world.client.get("configmaps", "inference", "tpu-migration-vllm-gemma3-27b")
+    if found is None:
+        scene.assert_users_on_gpu()
+        return
+    phase = scene.record.phase
+    if phase in AFTER_COMMIT:
+        scene.assert_users_on_tpu()
+    else:
+        assert phase is Phase.FALLING_BACK
+        scene.assert_users_on_gpu()
+    again = goes_on(scene, killed)
+    assert scene.record.phase in ENDED
+    if phase not in AFTER_COMMIT:
+        assert not again.green
+        scene.assert_users_on_gpu()
+        scene.assert_nothing_left()
+    scene.assert_nobody_noticed()
+
+
+@pytest.mark.parametrize(("call", "after"), POINTS[::3])
+def test_an_older_self_that_wakes_up_again_changes_nothing(call, after):
+    scene, killed = killed_at(call, after)
+    ghost = killed.current
+    assert ghost is not None
+    scene.world.advance(4.0)
+    killed.calls.kill_at = None
+
+    def haunt() -> None:
+        if int(scene.world.clock.now()) % 7 == 0:
+            try:
+                ghost.step()
+            except MigrationError as error:
+                raise AssertionError(f"a step must not raise: {error}") from error
+
+    scene.world.on_tick.append(haunt)
+    again = goes_on(scene, killed)
+    scene.world.on_tick.remove(haunt)
+    assert scene.record.phase in (Phase.MIGRATED, Phase.FALLEN_BACK), again.reasons()
+    scene.assert_nobody_noticed()
