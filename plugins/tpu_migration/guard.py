@@ -45,18 +45,21 @@ class Guard:
         self._beat()
         rescued = []
         for record in all_records(self.kube, self.namespace):
-            if not self._needs_rescue(record):
+            if not self._is_left_alone(record):
                 continue
             try:
-                self._rescue(record)
+                if record.phase is Phase.FALLING_BACK:
+                    self._end_target(record)
+                else:
+                    self._rescue(record)
+                    rescued.append(record.workload)
             except MigrationError as error:
-                log.error("could not restore %s, will try again: %s", record.workload, error)
-                continue
-            rescued.append(record.workload)
+                log.error("could not help %s, will try again: %s", record.workload, error)
         return rescued
 
-    def _needs_rescue(self, record: Record) -> bool:
-        if not record.active or record.phase is Phase.FALLING_BACK:
+    def _is_left_alone(self, record: Record) -> bool:
+        """Tell whether an active migration's lease has stood still for its whole duration, seen from here."""
+        if not record.active:
             self.seen.pop(record.workload, None)
             return False
         lease = self.kube.get(LEASES, record_name(record.workload), self.namespace)
@@ -82,15 +85,24 @@ class Guard:
             reason=reason,
             clock=self.clock,
         )
+        log.warning("%s: %s", record.workload, done.reason)
+        # Looked at anew from here: what comes next is due only if nobody takes over for a whole lease.
         self.seen.pop(record.workload, None)
         if record.phase in AFTER_COMMIT:
             # Users are on the target; the note is what a person finds.
             Records(self.kube, self.namespace, record.workload).force(
                 lambda r: replace(r, notes={**r.notes, "guard": reason})
             )
-            return
-        log.warning("%s: %s; scaling the TPU pods to 0", record.workload, done.reason)
-        if self.kube.get(DEPLOYMENTS, record.target, self.namespace):
+
+    def _end_target(self, record: Record) -> None:
+        """Scale the TPU pods to 0, a whole lease after the route was restored.
+
+        Never in the same breath: the Gateway takes up to a minute to follow, and users that it
+        still sends to the target would meet nobody.
+        """
+        target = self.kube.get(DEPLOYMENTS, record.target, self.namespace)
+        if target and target["spec"].get("replicas", 1):
+            log.warning("%s: nobody came back; scaling the TPU pods to 0", record.workload)
             self.kube.scale(record.target, self.namespace, 0)
 
     def _beat(self) -> None:
