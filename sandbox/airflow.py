@@ -247,10 +247,14 @@ class Airflow(AirflowRecords):
             raise AirflowFailed(f"{method} {path} answered {answer.status}: {text[:2000]}")
         return json.loads(text) if text else None
 
-    async def trigger_by_api(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+    async def trigger_by_api(
+        self, dag_id: str, conf: Mapping[str, Any] | None = None, run_id: str | None = None
+    ) -> str:
         """Start a run as the UI does, without the seconds that the command line takes to import Airflow."""
         await self.wait_for_dag(dag_id)
-        body = {"logical_date": None, "conf": dict(conf or {})}
+        body: dict[str, Any] = {"logical_date": None, "conf": dict(conf or {})}
+        if run_id is not None:
+            body["dag_run_id"] = run_id
         return str((await self.api("POST", f"/dags/{dag_id}/dagRuns", body))["dag_run_id"])
 
     async def wait_for_dag(self, dag_id: str, deadline_s: float = 120.0) -> None:

@@ -1,0 +1,161 @@
+"""Play one long story on one sandbox and one real Airflow; the tests then say what must have come of it.
+
+Three workloads share the stand, because starting Airflow for each would take longer than the runs:
+`resumed` is shifting when all of Airflow is killed, and goes on when it is started again within the
+lease; `slow` has TPUs too slow for the gate; `orphaned` is on TPU, soaking, when Airflow is killed
+for good, and only the guard is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sandbox.stand import DAG_ID, Stand
+from sandbox.workload import workload_names
+from tpu_migration.domain.phases import USERS_MAY_BE_ON_TARGET, Phase
+from tpu_migration.record import Record
+from tpu_migration.report.page import render_report
+from tpu_migration.report.summary import summarise
+from tpu_migration.status import observed_route
+
+RESUMED, SLOW, ORPHANED = workload_names(3)
+LEASE_S = 60.0
+RUN_S = 420.0
+
+# What a person may get wrong, and the words that must help them.
+BAD_INPUT: dict[str, dict[str, Any]] = {
+    "workload": {"workload": "vllm-gemma4"},
+    "route": {"workload": SLOW, "route": RESUMED},
+    "cluster": {"cluster": "elsewhere"},
+    "peak": {"workload": SLOW, "peak_rps": 0},
+}
+
+
+@dataclass
+class Story:
+    """What was seen."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)  # name → success or failed
+    users: dict[str, dict[str, Any]] = field(default_factory=dict)
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)  # run → preflight's log
+    pools: dict[str, bool] = field(default_factory=dict)  # workload → its TPU pool is still there
+    states_while_waiting: dict[str, str | None] = field(default_factory=dict)
+    running_while_waiting: int = -1
+    route_before_refusal: dict[str, int] = field(default_factory=dict)
+    route_after_refusal: dict[str, int] = field(default_factory=dict)
+    guard_took_s: float = 0.0
+    route_with_airflow_dead: dict[str, int] = field(default_factory=dict)
+
+
+async def play(directory: Path) -> Story:
+    """Play it."""
+    story = Story()
+    async with Stand(directory, workloads=3) as stand:
+        await stand.fault("slow-tpu", {"workload": f"{SLOW}-tpu"})
+        await stand.airflow.start()
+        for workload in (RESUMED, SLOW, ORPHANED):
+            await stand.start_users(workload, rate=3.0, output_tokens=250)
+        await _first_act(stand, story)
+        await _second_act(stand, story)
+        for workload in (RESUMED, SLOW, ORPHANED):
+            await _note_end(stand, story, workload)
+    return story
+
+
+async def _first_act(stand: Stand, story: Story) -> None:
+    """Two migrations shift when Airflow is killed; it comes back, and one of them finishes."""
+    await _trigger(stand, ORPHANED, soak_s=3000)
+    await _trigger(stand, RESUMED)
+    await asyncio.gather(
+        _phase(stand, ORPHANED, USERS_MAY_BE_ON_TARGET), _phase(stand, RESUMED, USERS_MAY_BE_ON_TARGET)
+    )
+    await stand.airflow.kill()
+    await asyncio.sleep(5.0)  # dead for a moment: what a node's restart or an upgrade takes at least
+    await stand.airflow.start()
+    await _trigger(stand, SLOW)
+    await _phase(stand, ORPHANED, {Phase.SOAKING})
+    await _refusals(stand, story)
+    story.runs[RESUMED] = await _ended(stand, RESUMED)
+    story.runs[SLOW] = await _ended(stand, SLOW)
+
+
+async def _refusals(stand: Stand, story: Story) -> None:
+    """While one workload soaks on TPU, others try what must be refused."""
+    record = await _record(stand, ORPHANED)
+    story.route_before_refusal = observed_route(stand.kube, record)
+    await _trigger(stand, ORPHANED, run="second")
+    for name, changes in BAD_INPUT.items():
+        await _trigger(stand, run=name, **{"workload": RESUMED, **changes})
+    await stand.airflow.trigger_by_api(DAG_ID, {**stand.conf(RESUMED), "workloads": "typo"}, run_id="unknown")
+    for name in ("second", "unknown", *BAD_INPUT):
+        story.runs[name] = await _ended(stand, name)
+        story.logs[name] = stand.airflow.task_log(DAG_ID, name, "preflight")
+    story.route_after_refusal = observed_route(stand.kube, record)
+    story.states_while_waiting = stand.airflow.task_states(DAG_ID, ORPHANED)
+
+
+async def _second_act(stand: Stand, story: Story) -> None:
+    """Airflow dies for good with everybody of one workload on TPU; the guard is all that is left."""
+    story.running_while_waiting = stand.airflow.rows("SELECT count(*) FROM task_instance WHERE state = 'running'")[0][0]
+    await stand.airflow.kill()
+    killed = time.monotonic()
+    record = await _record(stand, ORPHANED)
+
+    async def on_gpu() -> bool:
+        return observed_route(stand.kube, record)[record.target] == 0
+
+    await stand.until("the guard's restore", on_gpu, LEASE_S + 30.0)
+    story.guard_took_s = time.monotonic() - killed
+    story.route_with_airflow_dead = observed_route(stand.kube, record)
+    await stand.airflow.start()
+    story.runs[ORPHANED] = await _ended(stand, ORPHANED)
+
+
+async def _note_end(stand: Stand, story: Story, workload: str) -> None:
+    users = await stand.stop_users(workload)
+    record = await _record(stand, workload)
+    story.records[workload], story.users[workload] = record, users
+    summary = summarise(stand.kube, record, users, engine=stand.state["engine"], seconds=0.0)
+    story.summaries[workload] = summary
+    story.reports[workload] = render_report(record, summary)
+    nodes = await asyncio.to_thread(_nodes_of, stand, record.pool)
+    story.pools[workload] = bool(nodes)
+
+
+def _nodes_of(stand: Stand, pool: str) -> list[Any]:
+    from tpu_migration.clients.kubernetes import NODES
+
+    return stand.kube.list(NODES, labels=f"cloud.google.com/gke-nodepool={pool}")
+
+
+async def _trigger(stand: Stand, workload: str, run: str = "", **changes: Any) -> None:
+    conf = stand.conf(workload, **{"peak_rps": 6, "source_release": "scale-to-zero", **changes})
+    # As the UI does it; the command line takes five seconds to import Airflow (the demo uses that).
+    await stand.airflow.trigger_by_api(DAG_ID, conf, run_id=run or workload)
+
+
+async def _record(stand: Stand, workload: str) -> Record:
+    record = await stand.record(workload)
+    assert record is not None, f"{workload} has no record"
+    return record
+
+
+async def _phase(stand: Stand, workload: str, phases: Any) -> None:
+    async def reached() -> bool:
+        record = await stand.record(workload)
+        if record is not None and record.phase in (Phase.FALLEN_BACK, Phase.HELD):
+            raise AssertionError(f"{workload} ended {record.phase}: {record.fallback}")
+        return record is not None and record.phase in phases
+
+    await stand.until(f"{workload} in {[str(each) for each in phases]}", reached, RUN_S)
+
+
+async def _ended(stand: Stand, run: str) -> str:
+    return str(await stand.airflow.wait_for_run(DAG_ID, run, deadline_s=RUN_S))

@@ -1,0 +1,98 @@
+"""Whole migrations through the real Airflow scheduler, real Envoy and real clients, with users on them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.e2e.story import BAD_INPUT, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
+from tpu_migration.domain.phases import Phase
+
+pytestmark = pytest.mark.e2e
+
+GUARD_MARGIN_S = 5.0
+RESTORE_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Story:
+    return asyncio.run(play(tmp_path_factory.mktemp("story")))
+
+
+@pytest.mark.parametrize("workload", [RESUMED, SLOW, ORPHANED])
+def test_no_user_noticed_anything(story, workload):
+    users = story.users[workload]
+    assert users["requests"] > 300
+    assert (users["failed"], users["truncated"]) == (0, 0), users["errors"]
+
+
+def test_killed_in_mid_shift_and_started_again_within_the_lease_the_migration_finishes(story):
+    assert story.runs[RESUMED] == "success"
+    assert story.records[RESUMED].phase is Phase.MIGRATED
+    assert story.summaries[RESUMED]["route"] == {RESUMED: 0, f"{RESUMED}-tpu": 100}
+    assert story.summaries[RESUMED]["safe_route"] == f"{RESUMED}-tpu"
+    assert story.records[RESUMED].fallback is None
+
+
+def test_a_tpu_too_slow_for_the_gate_ends_on_gpu_with_the_pool_gone_and_the_run_red(story):
+    record, summary = story.records[SLOW], story.summaries[SLOW]
+    assert story.runs[SLOW] == "failed"
+    assert record.phase is Phase.FALLEN_BACK
+    assert summary["route"] == {SLOW: 100, f"{SLOW}-tpu": 0}
+    assert summary["verdict"]["outcome"] == "fail"
+    assert "TPOT" in summary["fallback"]["reason"]
+    assert "limit" in summary["fallback"]["reason"]
+    assert not story.pools[SLOW]
+
+
+def test_left_dead_the_guard_has_users_back_on_gpu_within_its_bound(story):
+    assert story.route_with_airflow_dead == {ORPHANED: 100, f"{ORPHANED}-tpu": 0}
+    assert story.guard_took_s <= LEASE_S + GUARD_MARGIN_S + RESTORE_S
+
+
+def test_a_later_start_ends_the_orphaned_run_red_and_releases_its_tpus(story):
+    record = story.records[ORPHANED]
+    assert story.runs[ORPHANED] == "failed"
+    assert record.phase is Phase.FALLEN_BACK
+    assert "the guard" in record.fallback.actor
+    assert not story.pools[ORPHANED]
+
+
+def test_a_second_run_is_refused_naming_the_holder_and_leaves_the_first_ones_traffic_alone(story):
+    assert story.runs["second"] == "failed"
+    assert f"is being migrated by run {ORPHANED}" in story.logs["second"]
+    assert story.route_before_refusal == story.route_after_refusal == {ORPHANED: 0, f"{ORPHANED}-tpu": 100}
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("workload", "there is no such Deployment in namespace inference; there are: "),
+        ("route", f"HTTPRoute {RESUMED} does not point at {SLOW} but at"),
+        ("cluster", "check project_id, location, cluster and the connection"),
+        ("peak", "peak_rps is not given"),
+        ("unknown", "unknown parameter 'workloads': did you mean workload?"),
+    ],
+)
+def test_bad_input_is_refused_in_preflight_with_one_message_that_helps(story, run, words):
+    assert story.runs[run] == "failed"
+    assert words in story.logs[run]
+
+
+def test_no_worker_slot_is_held_while_a_stage_waits(story):
+    assert story.states_while_waiting["shift"] == "deferred"
+    assert story.running_while_waiting == 0
+
+
+def test_the_summary_is_strict_json_and_the_report_stands_alone(story):
+    for workload in (RESUMED, SLOW, ORPHANED):
+        assert json.loads(json.dumps(story.summaries[workload], allow_nan=False))["workload"] == workload
+        report = story.reports[workload]
+        assert "http://" not in report.replace("http://www.w3.org", "")
+        assert "Simulated engines" in report
+
+
+def test_every_bad_input_was_tried(story):
+    assert set(BAD_INPUT) <= set(story.runs)
