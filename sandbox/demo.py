@@ -152,13 +152,13 @@ def _progress(stand: Stand, record: Record) -> tuple[str, str, str, str]:
     users = stand.users()
     recent = users.get("recent") or {}
     p99 = recent.get("p99_ttft_s")
-    counts = (
-        f"| GPU {route[record.source.service]:>3} % TPU {route[record.target]:>3} % | users: {users.get('requests', 0)} requests, "
-        f"{users.get('in_flight', 0)} streaming, {users.get('failed', 0) + users.get('truncated', 0)} failed, "
-        f"p99 TTFT {p99 * 1000:.0f} ms"
-        if p99 is not None
-        else "| users: none yet"
-    )
+    counts = f"| GPU {route[record.source.service]:>3} % TPU {route[record.target]:>3} % | "
+    if p99 is None:
+        counts += "users: none yet"
+    else:
+        hurt = users["failed"] + users["truncated"]
+        counts += f"{users['requests']} requests, {users['in_flight']} streaming, {hurt} failed, "
+        counts += f"p99 TTFT {p99 * 1000:.0f} ms"
     return f"{stage['stage']:<12}", str(record.phase), counts, f"| {record.waiting}" if record.waiting else ""
 
 
@@ -183,6 +183,8 @@ def _problems(fault: str, record: Record, state: str, users: dict[str, Any]) -> 
         problems.append(f"phase {record.phase}, expected {expected}")
     if state != wanted_state:
         problems.append(f"the DAG run is {state}, expected {wanted_state}")
+    if record.phase is _FALLBACK and not any(stage.state == "failed" for stage in record.stages):
+        problems.append("no stage says why it fell back")
     for what in ("failed", "truncated"):
         if users[what]:
             problems.append(f"{users[what]} of {users['requests']} user requests {what}: {users.get('errors')}")

@@ -312,15 +312,22 @@ class Snapshots:
 
     def newest(self) -> tuple[list[Object], Source] | None:
         """Return the newest snapshot of the workload, for a restore whose record is lost."""
+        found = self._newest()
+        return _unpack(found) if found else None
+
+    def newest_is_of(self, run_id: str) -> bool:
+        """Tell whether a run took the newest snapshot: it began, whatever became of its record."""
+        found = self._newest()
+        return found is not None and found["metadata"]["labels"].get(RUN_LABEL) == run_hash(run_id)
+
+    def _newest(self) -> Object | None:
         selector = ",".join(f"{k}={v}" for k, v in {**MANAGED_BY, WORKLOAD_LABEL: self._workload}.items())
         found = [
             each
             for each in self._kube.list(SECRETS, self._namespace, labels=selector)
             if each.get("type") == "tpu-migration/snapshot"
         ]
-        if not found:
-            return None
-        return _unpack(max(found, key=lambda each: int(each["metadata"]["name"].rpartition("-")[2])))
+        return max(found, key=lambda each: int(each["metadata"]["name"].rpartition("-")[2]), default=None)
 
 
 def _unpack(secret: Object) -> tuple[list[Object], Source]:

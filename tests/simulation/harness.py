@@ -78,12 +78,8 @@ class Airflow:
     def _task(self, name: str) -> Outcome:
         self.attempt += 1
         kube = Kubernetes(self.world.transport(self.calls.before, self.calls.done))
-        pools = NodePools(
-            self.world.cluster_manager(self.calls.before, self.calls.done), PROJECT, LOCATION, CLUSTER
-        )
-        context = Context.create(
-            self.plan, Holder(self.run_id, name, self.attempt), kube, pools, self.world.clock
-        )
+        pools = NodePools(self.world.cluster_manager(self.calls.before, self.calls.done), PROJECT, LOCATION, CLUSTER)
+        context = Context.create(self.plan, Holder(self.run_id, name, self.attempt), kube, pools, self.world.clock)
         self.current = StageRun(STAGES[name], context)
         started = self.world.clock.monotonic()
         while True:

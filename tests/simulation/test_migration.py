@@ -205,3 +205,29 @@ def test_a_deployment_without_rights_is_told_which_ones_are_missing():
     airflow = scene.airflow().run()
     assert "403" in airflow.reasons()
     assert "include/manifests/rbac.yaml" in airflow.reasons()
+
+
+def test_a_record_that_somebody_deletes_in_mid_shift_sends_users_home():
+    scene = Scene()
+    scene.when_percent(
+        50, lambda: scene.world.client.delete("configmaps", NAMESPACE, f"tpu-migration-{WORKLOAD}") and None
+    )
+    airflow = scene.airflow().run()
+    assert not airflow.green
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+
+
+def test_a_defect_in_the_keeper_is_a_breach_and_has_a_name(monkeypatch):
+    scene = Scene()
+
+    def stumble(*_):
+        raise ZeroDivisionError("oops")
+
+    scene.when_percent(50, lambda: monkeypatch.setattr("tpu_migration.domain.watch.Watch.split", stumble))
+    airflow = scene.airflow().run()
+    assert not airflow.green
+    assert scene.record.phase is Phase.FALLEN_BACK
+    assert scene.record.fallback.reason == "the keeper cannot go on: oops"
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()

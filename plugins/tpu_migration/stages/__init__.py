@@ -25,7 +25,7 @@ STAGES: dict[str, Stage] = {
         Stage("deploy", deploy.step, 600.0),
         Stage("warm_up", warm_up.step, 2 * 3600.0),
         Stage("gate", gate.step, 6 * 3600.0),
-        Stage("shift", shift.step, 15 * _DAY_S),
+        Stage("shift", shift.step, 15 * _DAY_S, backoff_max_s=1.0),
         Stage("decommission", decommission.step, 3600.0),
         Stage("restore", teardown.step, 2 * 3600.0, gives_lease_back=True),
     )

@@ -39,7 +39,6 @@ FORWARD = (
     Phase.MIGRATED,
 )
 
-_BACKOFF_MAX_S = 15.0
 _NOTE_EVERY_S = 2.0  # how often the waiting message is written to the record
 
 
@@ -156,6 +155,7 @@ class Stage:
     timeout_s: float
     takes_lease: bool = True  # preflight takes it itself, after its checks
     gives_lease_back: bool = False
+    backoff_max_s: float = 15.0
 
 
 class StageRun:
@@ -187,10 +187,14 @@ class StageRun:
             return Failed(str(error), "superseded")
         except TransientError as error:
             self._failures += 1
-            delay = min(_BACKOFF_MAX_S, 0.5 * 2**self._failures)
+            delay = min(self.stage.backoff_max_s, 0.25 * 2**self._failures)
             return Waiting(delay, f"will try again: {error}")
         except PermanentError as error:
             outcome = Failed(str(error))
+            self._note_failure(outcome)
+        except Exception as error:
+            log.exception("stage %s", self.stage.name)
+            outcome = Failed(f"unexpected {type(error).__name__} in stage {self.stage.name}: {error}")
             self._note_failure(outcome)
         return outcome
 

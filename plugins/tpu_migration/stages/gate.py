@@ -225,7 +225,8 @@ def _events(ctx: Context, record: Record, arm: str) -> ArmEvents:
 def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) -> tuple[ArmCost | None, ArmCost | None]:
     """Return what the baseline and the candidate cost and deliver, whole machines of the same pricing kind.
 
-    None for a price that the file does not have: the cost check then cannot pass.
+    None for a price that the file does not have, or without a steady window to count tokens in: the
+    cost check then cannot pass.
     """
     if policy.cost is None:
         return None, None
@@ -238,7 +239,11 @@ def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) ->
     # Both arms are taken to carry the same load, the one that the candidate was given: the source is
     # sized for it, and a probe of a few per cent cannot tell its throughput. What that load was
     # exactly then cancels out, so its interval says nothing about the ratio.
-    tokens, _, _ = conforming_tokens_per_s(policy, candidate.results)
+    try:
+        tokens, _, _ = conforming_tokens_per_s(policy, candidate.results)
+    except ValueError as error:
+        ctx.log("cost a token cannot be told: %s", error)
+        return None, None
     return (
         None if gpu_usd is None else ArmCost(gpu_usd, tokens),
         None if tpu_usd is None else ArmCost(tpu_usd * plan.target_replicas, tokens),

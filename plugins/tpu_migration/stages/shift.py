@@ -6,6 +6,7 @@ any other work; then the traffic is watched until it has followed.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from tpu_migration.clients import kubernetes as k8s
@@ -13,9 +14,15 @@ from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
 from tpu_migration.domain.watch import Limits, Sample, Watch
-from tpu_migration.errors import ConflictError, PermanentError, TransientError
+from tpu_migration.errors import (
+    ConflictError,
+    NotHolderError,
+    PermanentError,
+    SupersededError,
+    TransientError,
+)
 from tpu_migration.names import TARGET_ARM
-from tpu_migration.record import Record, RecordError, Shift
+from tpu_migration.record import Record, Shift
 from tpu_migration.resources import policy
 from tpu_migration.restore import restore, with_epoch
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
@@ -24,6 +31,8 @@ from tpu_migration.stages.objects import template_hash
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import pin_source
 from tpu_migration.stages.probes import MAIN_ARM, prober_stats
+
+log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _FOLLOW_BUDGET_S = 120.0  # GKE takes about 8 s for weights and up to 60 s for a new backend
@@ -36,27 +45,40 @@ def step(ctx: Context) -> Outcome:
         return Done({"skipped": "a proof of concept moves nobody"})
     if "restored" in ctx.memory:
         return _watch_restore(ctx)
+    if "breach" in ctx.memory:
+        return _breach(ctx, ctx.memory["breach"])
     try:
-        record = ctx.expect(Phase.GATED, Phase.SHIFTING, Phase.SOAKING)
-    except RecordError as error:
-        return _breach(ctx, None, f"the record cannot be read in the middle of the shift: {error}")
+        return _keep(ctx)
+    except (SupersededError, NotHolderError, TransientError):
+        raise  # another worker has taken over, or the next look may see more
+    except Exception as error:
+        # Whatever stops the keeper leaves users unwatched: that alone is a breach.
+        if ctx.memory.get("users_may_be_on_target"):
+            log.exception("the keeper cannot go on")
+            return _breach(ctx, f"the keeper cannot go on: {error}")
+        raise
+
+
+def _keep(ctx: Context) -> Outcome:
+    record = ctx.expect(Phase.GATED, Phase.SHIFTING, Phase.SOAKING)
     if record is None:
         return Done()
     if record.phase is Phase.GATED:
         return _begin(ctx, record)
+    ctx.memory["users_may_be_on_target"] = True
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
     if route is not None and epoch_of(route) > record.epoch:
         return _adopt(ctx, record, route)
     try:
         sample = look(ctx, record)
     except TransientError as error:
-        return _blind(ctx, record, error)
+        return _blind(ctx, error)
     ctx.memory.pop("blind_since", None)
     breach = _disturbed(ctx, record, route) or _watch(ctx).add(
         sample, target_has_users=record.shift.percent > 0, source_replicas=record.source.replicas
     )
     if breach:
-        return _breach(ctx, record, breach)
+        return _breach(ctx, breach)
     assert route is not None  # _disturbed calls a missing route a breach
     return _advance(ctx, record, route, sample)
 
@@ -179,21 +201,22 @@ def _wait_for_split(ctx: Context, record: Record, shift: Shift) -> Outcome:
         return Waiting(_LOOK_EVERY_S, f"{split}")
     waited = ctx.clock.monotonic() - since
     if waited > _FOLLOW_BUDGET_S:
-        return _breach(ctx, record, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
+        return _breach(ctx, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
     return Waiting(_LOOK_EVERY_S, f"{split}, waiting for {shift.percent} %")
 
 
-def _blind(ctx: Context, record: Record, error: TransientError) -> Outcome:
+def _blind(ctx: Context, error: TransientError) -> Outcome:
     """Hold while the API does not answer; after the grace, what cannot be seen is not safe."""
     since = ctx.memory.setdefault("blind_since", ctx.clock.monotonic())
     blind_s = ctx.clock.monotonic() - since
     if blind_s > Limits(ttft_limit_s=1).missing_grace_s:
-        return _breach(ctx, record, f"nothing could be seen for {blind_s:.0f} s: {error}")
+        return _breach(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
     return Waiting(_LOOK_EVERY_S, f"cannot look: {error}")
 
 
-def _breach(ctx: Context, record: Record | None, reason: str) -> Outcome:
-    """Restore now, in this very step; everything else can wait."""
+def _breach(ctx: Context, reason: str) -> Outcome:
+    """Restore now, in this very step; everything else can wait. One that fails is tried at the next step."""
+    ctx.memory["breach"] = reason
     done = restore(
         ctx.unfenced.watching(),
         ctx.plan.namespace,
@@ -211,7 +234,7 @@ def _breach(ctx: Context, record: Record | None, reason: str) -> Outcome:
 def _adopt(ctx: Context, record: Record, route: Object) -> Outcome:
     """Accept that somebody restored: tell the record if they could not, and stop."""
     reason = f"the route is at epoch {epoch_of(route)}, above the record's {record.epoch}: somebody restored it"
-    return _breach(ctx, record, reason)
+    return _breach(ctx, reason)
 
 
 def _watch_restore(ctx: Context) -> Outcome:

@@ -13,7 +13,7 @@ from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
 from tpu_migration.errors import TransientError
-from tpu_migration.record import Record
+from tpu_migration.record import Record, Snapshots
 from tpu_migration.restore import restore
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
@@ -29,9 +29,10 @@ _DRAIN_S = 600.0  # the longest stream that is waited for before the TPU pods ar
 def step(ctx: Context) -> Outcome:
     """Bring this run to a safe end and say in `Failed` what went wrong, in `Done` that it stands."""
     record = ctx.records.read()
-    if record is None or record.run_id != ctx.run_id:
-        owner = f"run {record.run_id} has it" if record else "there is no record"
-        return Failed(f"this run made nothing ({owner}): see the failed stage's message", "permanent")
+    if record is None:
+        return _without_record(ctx)
+    if record.run_id != ctx.run_id:
+        return Failed(f"this run made nothing (run {record.run_id} has {record.workload}): see the failed stage")
     ctx.epoch = record.epoch
     if record.phase in ENDED:
         return _end(record)
@@ -44,6 +45,25 @@ def step(ctx: Context) -> Outcome:
     if record.fallback and record.fallback.observed is None:
         return _verify(ctx, record)
     return _release(ctx, record, Phase.FALLEN_BACK)
+
+
+def _without_record(ctx: Context) -> Outcome:
+    """Tell a run that never began from one whose record somebody deleted: that one's users go home."""
+    if not Snapshots(ctx.kube, ctx.plan.namespace, ctx.plan.workload).newest_is_of(ctx.run_id):
+        return Failed("this run made nothing: see the failed stage")
+    reason = f"the record of {ctx.plan.workload} was deleted in mid-run"
+    restore(
+        ctx.unfenced,
+        ctx.plan.namespace,
+        ctx.plan.workload,
+        actor=f"the teardown of run {ctx.run_id}",
+        reason=reason,
+        clock=ctx.clock,
+    )
+    return Failed(
+        f"{reason}; users are on the source as the snapshot has it. What it made is still there: Deployment "
+        f"{ctx.names.target} and node pool {ctx.names.pool}; delete them by hand"
+    )
 
 
 def _restore(ctx: Context, record: Record) -> Outcome:
