@@ -70,16 +70,16 @@ async def play(directory: Path) -> Story:
 
 
 async def _first_act(stand: Stand, story: Story) -> None:
-    """Two migrations shift when Airflow is killed; it comes back, and one of them finishes."""
+    """Two migrations shift and one warms up when Airflow is killed; it comes back, and they go on."""
     await _trigger(stand, ORPHANED, soak_s=3000)
     await _trigger(stand, RESUMED)
+    await _trigger(stand, SLOW)
     await asyncio.gather(
         _phase(stand, ORPHANED, USERS_MAY_BE_ON_TARGET), _phase(stand, RESUMED, USERS_MAY_BE_ON_TARGET)
     )
     await stand.airflow.kill()
     await asyncio.sleep(5.0)  # dead for a moment: what a node's restart or an upgrade takes at least
     await stand.airflow.start()
-    await _trigger(stand, SLOW)
     await _phase(stand, ORPHANED, {Phase.SOAKING})
     await _refusals(stand, story)
     story.runs[RESUMED] = await _ended(stand, RESUMED)

@@ -130,3 +130,10 @@ def test_only_what_came_after_the_weights_counts():
     watch = Watch(LIMITS)
     see(watch, *(sample(t, 100 + 10 * t, 0 if t < 5 else 10 * (t - 5)) for t in range(10)))
     assert watch.split(since=5) == Split(40.0, 40.0)
+
+
+def test_a_quiet_workload_gets_a_longer_window_instead_of_a_false_alarm():
+    watch = Watch(LIMITS)
+    see(watch, *(sample(t, 100.0, 1.0 * t) for t in range(60)))
+    assert watch.split(since=0).total == 30
+    assert watch.split(since=0).follows(100)

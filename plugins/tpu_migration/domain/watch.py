@@ -134,13 +134,20 @@ class Watch:
         )
 
     def split(self, since: float) -> Split:
-        """Return how requests divided since a moment, over the last ten seconds at most."""
-        if not self._samples:
-            return Split(0, 0)
-        newest = self._samples[-1]
-        begin = max(since, newest.at - _WINDOW_S)
-        oldest = next(each for each in self._samples if each.at >= begin or each is newest)
-        return Split(_starts(oldest.source, newest.source), _starts(oldest.target, newest.target))
+        """Return how requests divided since a moment: over the last ten seconds, or as long as it takes.
+
+        A quiet workload needs more time for as many requests; the prober's own see to it that
+        there always are some.
+        """
+        split = Split(0, 0)
+        newest = self._samples[-1] if self._samples else None
+        for oldest in reversed(self._samples):
+            if newest is None or oldest.at < since:
+                break
+            if newest.at - oldest.at > _WINDOW_S and split.total >= self._limits.min_requests:
+                break
+            split = Split(_starts(oldest.source, newest.source), _starts(oldest.target, newest.target))
+        return split
 
     def _hard(self, sample: Sample, target_has_users: bool, source_replicas: int) -> str | None:
         if target_has_users and sample.target.ready == 0:

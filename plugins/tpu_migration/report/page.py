@@ -43,7 +43,8 @@ def _headline(record: Record, summary: Mapping[str, Any]) -> str:
     text += f"Users are on: {escape(route)}. Safe route: {escape(summary['safe_route'])}.</p>"
     if record.verdict:
         outcome = escape(str(record.verdict["outcome"]))
-        text += f'<p><b class="big {outcome}">Gate: {outcome}.</b> {escape(str(record.verdict["sentence"]))}</p>'
+        sentence = str(record.verdict["sentence"]).partition(": ")[2]
+        text += f'<p><b class="big {outcome}">Gate: {outcome}.</b> {escape(sentence)}</p>'
     if record.fallback:
         text += f"<p><b>Why it went back:</b> {escape(record.fallback.reason)} (by {escape(record.fallback.actor)})</p>"
     if summary["engine"] == "simulated":

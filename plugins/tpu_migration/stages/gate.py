@@ -160,7 +160,7 @@ def _conclude(ctx: Context, verdict: Verdict, note: dict[str, Any]) -> Outcome:
     if verdict.outcome == "pass" or ctx.plan.stop_after == "gate":
         return Done({"outcome": verdict.outcome, "sentence": verdict.sentence})
     kind = "inconclusive" if verdict.outcome == "inconclusive" else "permanent"
-    return Failed(f"the gate says {verdict.outcome}: {verdict.sentence}", kind)
+    return Failed(f"the benchmark gate: {verdict.sentence}", kind)
 
 
 def _judge_looks(ctx: Context, record: Record, policy: Policy, looks: list[str]) -> tuple[Verdict, dict[str, Any]]:
