@@ -54,7 +54,7 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from tpu_migration.clients.kubernetes import from_environment
-    from tpu_migration.record import Records, all_records
+    from tpu_migration.record import Record, Records, all_records
     from tpu_migration.status import describe
 
     kube = from_environment()
@@ -65,7 +65,11 @@ def _status(arguments: argparse.Namespace) -> int:
             return EXIT_ERROR
         records = [record]
     else:
-        records = all_records(kube, arguments.namespace)
+        found = all_records(kube, arguments.namespace)
+        records = [each for each in found.values() if isinstance(each, Record)]
+        for workload, damaged in found.items():
+            if not isinstance(damaged, Record):
+                print(f"{workload}: {damaged}", file=sys.stderr)
     if arguments.format == "json":
         print(json.dumps([json.loads(each.to_json()) for each in records], indent=2))
         return 0

@@ -11,7 +11,7 @@ import argparse
 import logging
 import signal
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tpu_migration.clients.kubernetes import DEPLOYMENTS, LEASES, Kubernetes
@@ -20,8 +20,8 @@ from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError
 from tpu_migration.lease import DURATION_S
 from tpu_migration.names import GUARD_LEASE, MANAGED_BY, SCHEMA_ANNOTATION, record_name
-from tpu_migration.record import SCHEMA_VERSION, Record, Records, all_records
-from tpu_migration.restore import restore
+from tpu_migration.record import SCHEMA_VERSION, Record, RecordError, all_records
+from tpu_migration.restore import observed_percent, observed_safe_route, restore
 
 TICK_S = 1.0
 BEAT_EVERY_S = 5.0
@@ -31,68 +31,80 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Guard:
-    """Watch every migration of a namespace. `seen` maps a workload to its lease's last value and when it changed."""
+    """Watch every migration of a namespace.
+
+    `seen` maps a workload to what its lease and its record's epoch last said, and when that changed.
+    A restore, by whomever, raises the epoch, and so begins the count anew for every guard.
+    """
 
     kube: Kubernetes
     namespace: str
     clock: Clock
     identity: str = "guard"
     seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _restored_unreadable: dict[str, str] = field(default_factory=dict)
     _beaten: float = float("-inf")
 
     def tick(self) -> list[str]:
-        """Beat, look at every active migration, and return the workloads that were restored."""
+        """Beat, look at every migration, and return the workloads that were restored."""
         self._beat()
         rescued = []
-        for record in all_records(self.kube, self.namespace):
-            if not self._is_left_alone(record):
-                continue
+        for workload, record in all_records(self.kube, self.namespace).items():
             try:
-                if record.phase is Phase.FALLING_BACK:
-                    self._end_target(record)
-                else:
-                    self._rescue(record)
-                    rescued.append(record.workload)
+                if self._is_left_alone(workload, record) and self._help(workload, record):
+                    rescued.append(workload)
             except MigrationError as error:
-                log.error("could not help %s, will try again: %s", record.workload, error)
+                log.error("could not help %s, will try again: %s", workload, error)
         return rescued
 
-    def _is_left_alone(self, record: Record) -> bool:
-        """Tell whether an active migration's lease has stood still for its whole duration, seen from here."""
-        if not record.active:
-            self.seen.pop(record.workload, None)
+    def _is_left_alone(self, workload: str, record: Record | RecordError) -> bool:
+        """Tell whether a migration's lease has stood still for its whole duration, seen from here."""
+        if isinstance(record, Record) and not record.active:
+            self.seen.pop(workload, None)
             return False
-        lease = self.kube.get(LEASES, record_name(record.workload), self.namespace)
+        lease = self.kube.get(LEASES, record_name(workload), self.namespace)
         spec = lease["spec"] if lease else {}
-        value = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
-        last, since = self.seen.get(record.workload, ("", 0.0))
+        epoch = record.epoch if isinstance(record, Record) else "unreadable"
+        value = f"{spec.get('holderIdentity')} {spec.get('renewTime')} {epoch}"
+        last, since = self.seen.get(workload, ("", 0.0))
         now = self.clock.monotonic()
         if value != last:
-            self.seen[record.workload] = (value, now)
+            self.seen[workload] = (value, now)
             return False
         return now - since > DURATION_S
 
-    def _rescue(self, record: Record) -> None:
-        reason = (
+    def _help(self, workload: str, record: Record | RecordError) -> bool:
+        """Do what is due for a migration that nobody works on; True if its users were sent elsewhere."""
+        if isinstance(record, RecordError):
+            return self._help_unreadable(workload, record)
+        if record.phase is Phase.FALLING_BACK:
+            self._end_target(record)
+            return False
+        if (
+            record.phase in AFTER_COMMIT
+            and observed_percent(self.kube, record) == observed_safe_route(self.kube, record).target_percent
+        ):
+            return False  # users are where they should be; what is left to do is for people
+        self._restore(
+            workload,
             f"nobody has worked on it for {DURATION_S:.0f} s (the lease stood still; Airflow is dead or cut off), "
-            f"in phase {record.phase}"
+            f"in phase {record.phase}",
         )
-        done = restore(
-            self.kube,
-            self.namespace,
-            record.workload,
-            actor=f"the guard {self.identity}",
-            reason=reason,
-            clock=self.clock,
-        )
-        log.warning("%s: %s", record.workload, done.reason)
-        # Looked at anew from here: what comes next is due only if nobody takes over for a whole lease.
-        self.seen.pop(record.workload, None)
-        if record.phase in AFTER_COMMIT:
-            # Users are on the target; the note is what a person finds.
-            Records(self.kube, self.namespace, record.workload).force(
-                lambda r: replace(r, notes={**r.notes, "guard": reason})
-            )
+        return True
+
+    def _help_unreadable(self, workload: str, error: RecordError) -> bool:
+        """Restore from the snapshot, once for each state of the lease: nothing in the record can say it was done."""
+        state = self.seen[workload][0]
+        if self._restored_unreadable.get(workload) == state:
+            return False
+        self._restore(workload, f"{error}, and nobody works on it")
+        self._restored_unreadable[workload] = state
+        return True
+
+    def _restore(self, workload: str, reason: str) -> None:
+        actor = f"the guard {self.identity}"
+        done = restore(self.kube, self.namespace, workload, actor=actor, reason=reason, clock=self.clock)
+        log.warning("%s: %s", workload, done.reason)
 
     def _end_target(self, record: Record) -> None:
         """Scale the TPU pods to 0, a whole lease after the route was restored.

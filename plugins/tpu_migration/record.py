@@ -250,10 +250,17 @@ class Records:
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-def all_records(kube: Kubernetes, namespace: str) -> list[Record]:
-    """Return every record of a namespace; a damaged one raises RecordError."""
-    found = kube.list(CONFIG_MAPS, namespace, labels=f"{RECORD_LABEL}=true")
-    return [_record_in(each) for each in found]
+def all_records(kube: Kubernetes, namespace: str) -> dict[str, Record | RecordError]:
+    """Return every workload's record, or what is wrong with it: one damaged record must not hide the others."""
+    found: dict[str, Record | RecordError] = {}
+    for each in kube.list(CONFIG_MAPS, namespace, labels=f"{RECORD_LABEL}=true"):
+        metadata = each["metadata"]
+        workload = (metadata.get("labels") or {}).get(WORKLOAD_LABEL) or metadata["name"].removeprefix("tpu-migration-")
+        try:
+            found[workload] = _record_in(each)
+        except RecordError as error:
+            found[workload] = error
+    return found
 
 
 def _record_in(config_map: Object) -> Record:

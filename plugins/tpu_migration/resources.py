@@ -1,7 +1,7 @@
-"""Find the files of include/: manifests, policies, prices.
+"""Read the files of include/: manifests, policies, prices.
 
-They lie beside the package in a checkout, and inside it in the wheel (managed Airflow syncs
-neither plugins/ nor include/ to its triggerer).
+The package's own folder `include` is a link to the one at the top of a checkout, and a copy in the
+wheel: managed Airflow syncs neither plugins/ nor include/ to its triggerer.
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ from tpu_migration.domain.accelerators import Accelerators, parse_accelerators
 from tpu_migration.domain.gate import Policy, load_policy
 from tpu_migration.errors import PermanentError
 
-_PLACES = (
-    Path(__file__).parent / "include",
-    Path(__file__).parent.parent.parent / "include",
-)
+INCLUDE = Path(__file__).parent / "include"
 
 
 @cache
 def read_text(name: str) -> str:
     """Return the text of a file of include/; PermanentError names those that are there."""
-    for place in _PLACES:
-        path = place / name
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    folder = Path(name).parent
-    there = sorted(p.name for place in _PLACES for p in (place / folder).glob("*") if p.is_file())
+    path = INCLUDE / name
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    there = sorted(each.name for each in path.parent.glob("*") if each.is_file())
     raise PermanentError(f"include/{name} does not exist; there are: {', '.join(there) or 'none'}")
 
 

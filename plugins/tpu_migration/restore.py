@@ -19,6 +19,7 @@ from tpu_migration.domain.routing import (
     restored,
     rules_of,
     safe_route,
+    target_percent,
     with_target,
 )
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError, TransientError
@@ -45,6 +46,19 @@ def ready_endpoints(kube: Kubernetes, namespace: str, service: str) -> int:
     return sum(1 for each in endpoints if (each.get("conditions") or {}).get("ready"))
 
 
+def observed_percent(kube: Kubernetes, record: Record) -> int:
+    """Return the share in per cent that the users' route gives the target right now."""
+    route = kube.get(HTTP_ROUTES, record.source.route, record.namespace)
+    return target_percent(rules_of(route), record.source.service, record.target) if route else 0
+
+
+def observed_safe_route(kube: Kubernetes, record: Record) -> SafeRoute:
+    """Return the safe route, computed from the record and the endpoints that are ready right now."""
+    source_ready = ready_endpoints(kube, record.namespace, record.source.service)
+    target_ready = ready_endpoints(kube, record.namespace, record.target)
+    return safe_route(record.phase, source_ready, target_ready, record.source_capacity)
+
+
 def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock) -> Restored:
     """Write the safe route and epoch + 1 in one call, retried until it wins, then tell the record.
 
@@ -56,7 +70,7 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
     record = _readable_record(records)
     if record is not None:
         source, target, phase = record.source, record.target, record.phase
-        safe = _safe_route(kube, namespace, record)
+        safe = _safe_route(kube, record)
     else:
         # Without a record nobody knows of a commit; the snapshot's side was serving when it began.
         snapshot = Snapshots(kube, namespace, workload).newest()
@@ -105,15 +119,13 @@ def _readable_record(records: Records) -> Record | None:
         return None
 
 
-def _safe_route(kube: Kubernetes, namespace: str, record: Record) -> SafeRoute:
+def _safe_route(kube: Kubernetes, record: Record) -> SafeRoute:
     try:
-        source_ready = ready_endpoints(kube, namespace, record.source.service)
-        target_ready = ready_endpoints(kube, namespace, record.target)
+        return observed_safe_route(kube, record)
     except MigrationError as error:
         if record.phase in AFTER_COMMIT:
             raise  # which side is safe depends on what is ready: guessing could send users to nobody
         return SafeRoute(0, f"{record.phase}: the source, though its endpoints could not be read ({error})")
-    return safe_route(record.phase, source_ready, target_ready, record.source_capacity)
 
 
 def _write_route(

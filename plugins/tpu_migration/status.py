@@ -6,25 +6,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tpu_migration.clients.kubernetes import HTTP_ROUTES, Kubernetes
-from tpu_migration.domain.routing import rules_of, safe_route, target_percent
+from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.record import Record
-from tpu_migration.restore import ready_endpoints
+from tpu_migration.restore import observed_percent, observed_safe_route
 
 
 def observed_route(kube: Kubernetes, record: Record) -> dict[str, int]:
     """Return the share in per cent that each side has on the users' route right now."""
-    route = kube.get(HTTP_ROUTES, record.source.route, record.namespace)
-    percent = target_percent(rules_of(route), record.source.service, record.target) if route else 0
+    percent = observed_percent(kube, record)
     return {record.source.service: 100 - percent, record.target: percent}
 
 
-def observed_safe_route(kube: Kubernetes, record: Record) -> str:
-    """Return which Service is the safe route, from the record and the ready endpoints."""
-    source_ready = ready_endpoints(kube, record.namespace, record.source.service)
-    target_ready = ready_endpoints(kube, record.namespace, record.target)
-    safe = safe_route(record.phase, source_ready, target_ready, record.source_capacity)
-    return record.target if safe.target_percent else record.source.service
+def safe_service(kube: Kubernetes, record: Record) -> str:
+    """Return which Service is the safe route right now."""
+    return record.target if observed_safe_route(kube, record).target_percent else record.source.service
 
 
 def stage_table(record: Record, now: float | None = None) -> list[dict[str, Any]]:
@@ -42,7 +37,7 @@ def describe(kube: Kubernetes, record: Record) -> str:
     shares = ", ".join(f"{name} {share} %" for name, share in route.items())
     lines = [
         f"{record.workload}  {record.phase}  (run {record.run_id}, epoch {record.epoch})",
-        f"  route      {shares}; safe: {observed_safe_route(kube, record)}",
+        f"  route      {shares}; safe: {safe_service(kube, record)}",
     ]
     for stage in stage_table(record):
         lines.append(f"  {stage['stage']:<13}{stage['state']:<9}{stage['seconds']:>8.1f} s")

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from tpu_migration.domain.accelerators import AcceleratorError, Accelerators, parse_accelerators
 from tpu_migration.domain.translation import Finding, InputError, Sizing, Translation, dump, translate_documents
+from tpu_migration.resources import INCLUDE
 
 # The release that the translation's rules were read from.
 DEFAULT_IMAGE = "vllm/vllm-tpu:v0.32.0"
@@ -18,14 +19,9 @@ DEFAULT_TARGET = "tpu-v5e-8"
 OK, BLOCKED, BAD_INPUT = 0, 1, 2
 
 
-def accelerators_path() -> Path:
-    """Give the path of the accelerators file beside the plugins folder."""
-    return Path(__file__).resolve().parents[2] / "include" / "accelerators.yaml"
-
-
 def load_accelerators(path: Path | None = None) -> Accelerators:
     """Read the accelerators file. Raises AcceleratorError if it is missing or wrong."""
-    path = path or accelerators_path()
+    path = path or INCLUDE / "accelerators.yaml"
     try:
         return parse_accelerators(path.read_text(encoding="utf-8"))
     except OSError as error:

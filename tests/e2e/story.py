@@ -3,7 +3,7 @@
 Three workloads share the stand, because starting Airflow for each would take longer than the runs:
 `resumed` is shifting when all of Airflow is killed, and goes on when it is started again within the
 lease; `slow` has TPUs too slow for the gate; `orphaned` is on TPU, soaking, when Airflow is killed
-for good, and only the guard is left.
+for good, and only the guard is left. A fourth, idle, is for what must be refused.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tpu_migration.report.page import render_report
 from tpu_migration.report.summary import summarise
 from tpu_migration.status import observed_route
 
-RESUMED, SLOW, ORPHANED = workload_names(3)
+RESUMED, SLOW, ORPHANED, IDLE = workload_names(4)
 LEASE_S = 60.0
 RUN_S = 420.0
 
 # What a person may get wrong, and the words that must help them.
 BAD_INPUT: dict[str, dict[str, Any]] = {
     "workload": {"workload": "vllm-gemma4"},
-    "route": {"workload": SLOW, "route": RESUMED},
+    "route": {"workload": IDLE, "route": RESUMED},
     "cluster": {"cluster": "elsewhere"},
-    "peak": {"workload": SLOW, "peak_rps": 0},
+    "peak": {"workload": IDLE, "peak_rps": 0},
 }
 
 
@@ -57,7 +57,7 @@ class Story:
 async def play(directory: Path) -> Story:
     """Play it."""
     story = Story()
-    async with Stand(directory, workloads=3) as stand:
+    async with Stand(directory, workloads=4) as stand:
         await stand.fault("slow-tpu", {"workload": f"{SLOW}-tpu"})
         await stand.airflow.start()
         for workload in (RESUMED, SLOW, ORPHANED):
@@ -92,8 +92,8 @@ async def _refusals(stand: Stand, story: Story) -> None:
     story.route_before_refusal = observed_route(stand.kube, record)
     await _trigger(stand, ORPHANED, run="second")
     for name, changes in BAD_INPUT.items():
-        await _trigger(stand, run=name, **{"workload": RESUMED, **changes})
-    await stand.airflow.trigger_by_api(DAG_ID, {**stand.conf(RESUMED), "workloads": "typo"}, run_id="unknown")
+        await _trigger(stand, run=name, **{"workload": IDLE, **changes})
+    await stand.airflow.trigger_by_api(DAG_ID, {**stand.conf(IDLE), "workloads": "typo"}, run_id="unknown")
     for name in ("second", "unknown", *BAD_INPUT):
         story.runs[name] = await _ended(stand, name)
         story.logs[name] = stand.airflow.task_log(DAG_ID, name, "preflight")

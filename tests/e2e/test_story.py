@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.e2e.story import BAD_INPUT, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
+from tests.e2e.story import BAD_INPUT, IDLE, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
 from tpu_migration.domain.phases import Phase
 
 pytestmark = pytest.mark.e2e
@@ -70,7 +70,7 @@ def test_a_second_run_is_refused_naming_the_holder_and_leaves_the_first_ones_tra
     ("run", "words"),
     [
         ("workload", "there is no such Deployment in namespace inference; there are: "),
-        ("route", f"HTTPRoute {RESUMED} does not point at {SLOW} but at"),
+        ("route", f"HTTPRoute {RESUMED} does not point at {IDLE} but at"),
         ("cluster", "check project_id, location, cluster and the connection"),
         ("peak", "peak_rps is not given"),
         ("unknown", "unknown parameter 'workloads': did you mean workload?"),

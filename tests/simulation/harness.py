@@ -104,13 +104,13 @@ class Scene:
 
     def __init__(self, *, seed: int = 0, guard: bool = True, **plan: Any) -> None:
         self.world = World(seed=seed)
-        self.calls = Calls()  # of the guard: counted, never killed unless a test says so
-        kube = Kubernetes(self.world.transport(self.calls.before, self.calls.done))
-        self.guard = Guard(kube, NAMESPACE, self.world.clock, "guard-0")
+        kube = Kubernetes(self.world.transport(lambda *_: None, lambda *_: None))
+        self.guards = [Guard(kube, NAMESPACE, self.world.clock, f"guard-{number}") for number in range(2)]
         self.rescued: list[str] = []
         if guard:
-            self.world.on_tick.append(lambda: self.rescued.extend(self.guard.tick()))
-            self.world.advance(6.0)
+            for each in self.guards:
+                self.world.on_tick.append(lambda each=each: self.rescued.extend(each.tick()))
+                self.world.advance(3.0)
         defaults: dict[str, Any] = {
             "project_id": PROJECT,
             "location": LOCATION,

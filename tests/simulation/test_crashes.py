@@ -103,3 +103,71 @@ def test_an_older_self_that_wakes_up_again_changes_nothing(call, after):
     scene.world.on_tick.remove(haunt)
     assert scene.record.phase in (Phase.MIGRATED, Phase.FALLEN_BACK), again.reasons()
     scene.assert_nobody_noticed()
+
+
+def test_a_later_run_ends_the_one_that_died_and_then_migrates():
+    scene = Scene()
+    scene.when_percent(50, lambda: setattr(first.calls, "kill_at", first.calls.count + 1))
+    first = scene.airflow("run-1", calls=Calls())
+    with pytest.raises(Killed):
+        first.run()
+    scene.world.advance(LEASE_S + GUARD_MARGIN_S + GATEWAY_S)
+    assert scene.rescued == ["vllm-gemma3-27b"]
+    second = scene.airflow("run-2").run()
+    assert second.green, second.reasons()
+    assert any("run run-1, which was left behind, is ended" in each for each in second.said)
+    assert scene.record.run_id == "run-2"
+    assert not any("run-1" in pool for pool in scene.pools())
+    assert len([pool for pool in scene.pools() if pool.startswith("tpu-")]) == 1
+    scene.assert_users_on_tpu()
+    scene.assert_nobody_noticed()
+
+
+def test_one_damaged_record_does_not_blind_the_guard_to_the_others():
+    scene, killed = killed_in_mid_shift()
+    damaged = {"name": "tpu-migration-other", "namespace": "inference", "labels": {"tpu-migration/record": "true"}}
+    scene.world.client.create("configmaps", {"metadata": damaged, "data": {"record.json": "{"}})
+    scene.world.advance(LEASE_S + GUARD_MARGIN_S + GATEWAY_S)
+    assert scene.record.phase is Phase.FALLING_BACK
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+
+
+def test_a_record_that_is_damaged_in_mid_shift_is_restored_from_the_snapshot_by_the_guard():
+    scene, _ = killed_in_mid_shift()
+    name = "tpu-migration-vllm-gemma3-27b"
+    scene.world.client.patch("configmaps", "inference", name, {"data": {"record.json": "{"}})
+    scene.world.advance(2 * (LEASE_S + GUARD_MARGIN_S) + GATEWAY_S)
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+    assert len(scene.rescued) <= 2  # once for each guard, not once a minute
+
+
+def test_left_alone_after_the_commit_users_stay_where_they_are_and_nobody_writes_the_route():
+    scene = Scene()
+    airflow = scene.airflow(calls=Calls())
+    scene.when(
+        lambda: (
+            scene.world.client.get("configmaps", "inference", "tpu-migration-vllm-gemma3-27b")["data"]["phase"]
+            == "committed"
+            if airflow.calls.count > 100
+            else False
+        ),
+        lambda: setattr(airflow.calls, "kill_at", airflow.calls.count + 1),
+    )
+    with pytest.raises(Killed):
+        airflow.run()
+    epoch = scene.record.epoch
+    scene.world.advance(600.0)
+    assert scene.record.epoch == epoch
+    scene.assert_users_on_tpu()
+    scene.assert_nobody_noticed()
+
+
+def killed_in_mid_shift() -> tuple[Scene, Airflow]:
+    scene = Scene()
+    airflow = scene.airflow(calls=Calls())
+    scene.when_percent(50, lambda: setattr(airflow.calls, "kill_at", airflow.calls.count + 1))
+    with pytest.raises(Killed):
+        airflow.run()
+    return scene, airflow

@@ -163,6 +163,19 @@ def safe_route(phase: Phase, source_ready: int, target_ready: int, source_capaci
     return SafeRoute(100, f"{phase}: neither side has ready endpoints; the target is the one to bring back")
 
 
+def base_path(route: Mapping[str, Any], service: str) -> str:
+    """Return what clients put before /v1 to reach the Service through the route; empty for most."""
+    for rule in rules_of(route):
+        if not any(is_service(ref, service) for ref in rule.get("backendRefs") or []):
+            continue
+        for match in rule.get("matches") or []:
+            path = match.get("path") or {}
+            prefix = str(path.get("value", "/")).rstrip("/")
+            if path.get("type", "PathPrefix") == "PathPrefix" and not "/v1/completions".startswith(prefix):
+                return prefix
+    return ""
+
+
 def arm_probe_route(route: Mapping[str, Any], name: str, arms: Mapping[str, str], header: str) -> dict[str, Any]:
     """Return a route that reaches each arm by a header, beside the users' route and never inside it.
 
@@ -178,7 +191,10 @@ def arm_probe_route(route: Mapping[str, Any], name: str, arms: Mapping[str, str]
                 {**match, "headers": [*(match.get("headers") or []), {"name": header, "value": value}]}
                 for match in rule.get("matches") or [{"path": {"type": "PathPrefix", "value": "/"}}]
             ]
-            rules.append({"matches": matches, "backendRefs": [{"name": service, "port": port, "weight": 1}]})
+            arm: Rule = {"matches": matches, "backendRefs": [{"name": service, "port": port, "weight": 1}]}
+            if rule.get("filters"):  # a path that is rewritten for users must be rewritten here, too
+                arm["filters"] = rule["filters"]
+            rules.append(arm)
     spec: dict[str, Any] = {"parentRefs": deepcopy(route["spec"].get("parentRefs") or []), "rules": rules}
     if route["spec"].get("hostnames"):
         spec["hostnames"] = list(route["spec"]["hostnames"])

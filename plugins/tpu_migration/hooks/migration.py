@@ -50,7 +50,8 @@ class MigrationHook(GKEHook):  # type: ignore[misc]
         except (exceptions.GoogleAPICallError, auth.GoogleAuthError) as error:
             raise PermanentError(
                 f"cannot reach cluster {name}: {error}; check project_id, location, cluster and the connection "
-                f"{plan.gcp_conn_id} (its key, and the role roles/container.developer)"
+                f"{plan.gcp_conn_id} (its key; its role needs container.clusters.get, and container.clusters.update "
+                "for node pools)"
             ) from error
         connection = _Connection(
             cluster_url=f"https://{cluster.endpoint}",

@@ -45,7 +45,7 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
             raise AirflowFailException(str(error)) from error
         except TransientError as error:
             self.log.warning("%s", error)
-            return self._defer(params, run_id, attempt, 3600.0)
+            return self._defer(params, run_id, attempt, 3600.0)  # a cluster that does not answer for so long is lost
         patience = time.monotonic() + PATIENCE_S
         with renewing(run.context.lease):
             while True:
@@ -58,16 +58,17 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
                 if time.monotonic() + outcome.seconds > patience:
                     break
                 time.sleep(outcome.seconds)
-        return self._defer(params, run_id, attempt, run.stage.timeout_s)
+        return self._defer(params, run_id, attempt, run.stage.budget_s(run.context.plan))
 
-    def _defer(self, params: dict[str, Any], run_id: str, attempt: int, timeout_s: float) -> None:
+    def _defer(self, params: dict[str, Any], run_id: str, attempt: int, budget_s: float) -> None:
         from tpu_migration.triggers.stage import StageTrigger
 
-        # execution_timeout does not bound a deferral: the trigger needs its own.
+        # execution_timeout does not bound a deferral. The trigger keeps the deadline itself, so that the
+        # record says what was waited for; Airflow's own timeout comes after, should the trigger hang.
         self.defer(
-            trigger=StageTrigger(self.stage, params, run_id, attempt),
+            trigger=StageTrigger(self.stage, params, run_id, attempt, time.time() + budget_s),
             method_name="resume",
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=budget_s + 300.0),
         )
 
     def resume(self, context: Mapping[str, Any], event: Mapping[str, Any]) -> Any:

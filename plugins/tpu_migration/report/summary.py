@@ -7,7 +7,7 @@ from typing import Any
 
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.record import Record
-from tpu_migration.status import observed_route, observed_safe_route, stage_table
+from tpu_migration.status import observed_route, safe_service, stage_table
 
 _CHECK = ("name", "outcome", "value", "limit", "unit", "sentence")
 
@@ -27,7 +27,7 @@ def summarise(
         "engine": engine,
         "phase": str(record.phase),
         "route": observed_route(kube, record),
-        "safe_route": observed_safe_route(kube, record),
+        "safe_route": safe_service(kube, record),
         "stages": stage_table(record),
         "verdict": {
             "outcome": verdict["outcome"],

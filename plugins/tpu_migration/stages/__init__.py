@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tpu_migration.domain.plan import Plan
 from tpu_migration.stages import (
     decommission,
     deploy,
@@ -14,19 +17,28 @@ from tpu_migration.stages import (
 )
 from tpu_migration.stages.base import Stage
 
-_DAY_S = 86_400.0
+_HOUR_S = 3600.0
 
-# The budget of each stage; the plan's own waits (bake, soak) come on top of the shift's.
+
+def _within(seconds: float) -> Callable[[Plan], float]:
+    return lambda plan: seconds
+
+
+def _shift_budget_s(plan: Plan) -> float:
+    """The plan's own waits, and an hour for the Gateway to follow each step."""
+    return len(plan.steps) * (plan.bake_s + _HOUR_S) + plan.soak_s
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("preflight", preflight.step, 300.0, takes_lease=False),
-        Stage("provision", provision.step, 3600.0),
-        Stage("deploy", deploy.step, 600.0),
-        Stage("warm_up", warm_up.step, 2 * 3600.0),
-        Stage("gate", gate.step, 6 * 3600.0),
-        Stage("shift", shift.step, 15 * _DAY_S, backoff_max_s=1.0),
-        Stage("decommission", decommission.step, 3600.0),
-        Stage("restore", teardown.step, 2 * 3600.0, gives_lease_back=True),
+        Stage("preflight", preflight.step, _within(0.5 * _HOUR_S), takes_lease=False),
+        Stage("provision", provision.step, _within(_HOUR_S)),
+        Stage("deploy", deploy.step, _within(_HOUR_S / 6)),
+        Stage("warm_up", warm_up.step, _within(2 * _HOUR_S)),
+        Stage("gate", gate.step, _within(6 * _HOUR_S)),
+        Stage("shift", shift.step, _shift_budget_s, watches_users=True),
+        Stage("decommission", decommission.step, _within(_HOUR_S)),
+        Stage("restore", teardown.step, _within(2 * _HOUR_S), gives_lease_back=True),
     )
 }

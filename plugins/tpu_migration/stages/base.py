@@ -39,6 +39,8 @@ FORWARD = (
     Phase.MIGRATED,
 )
 
+_BACKOFF_MAX_S = 15.0
+_WATCH_BACKOFF_MAX_S = 1.0
 _NOTE_EVERY_S = 2.0  # how often the waiting message is written to the record
 
 
@@ -89,7 +91,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.names = Names(self.plan.workload, self.run_id)
-        self.records = Records(self.kube, self.plan.namespace, self.plan.workload)
+        self.use(self.kube)
         self.epoch: int | None = None
 
     @classmethod
@@ -135,6 +137,11 @@ class Context:
             f"this stage needs the phase {' or '.join(phases)}, but the record says {record.phase}{why}"
         )
 
+    def use(self, kube: Kubernetes) -> None:
+        """Make the calls through another client."""
+        self.kube = kube
+        self.records = Records(kube, self.plan.namespace, self.plan.workload)
+
     def update(self, change: Callable[[Record], Record]) -> Record:
         """Change the record, if it still is of this run and epoch."""
         if self.epoch is None:
@@ -148,14 +155,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline."""
+    """One stage of the pipeline. `budget_s` is what it may take, the plan's own waits included."""
 
     name: str
     step: Callable[[Context], Outcome]
-    timeout_s: float
+    budget_s: Callable[[Plan], float]
     takes_lease: bool = True  # preflight takes it itself, after its checks
     gives_lease_back: bool = False
-    backoff_max_s: float = 15.0
+    watches_users: bool = False  # short call timeouts, and never blind for long
 
 
 class StageRun:
@@ -164,6 +171,8 @@ class StageRun:
     def __init__(self, stage: Stage, context: Context) -> None:
         self.stage = stage
         self.context = context
+        if stage.watches_users:
+            context.use(context.kube.watching())
         self._failures = 0
         self._noted: tuple[str, float] = ("", -1e9)
         self._begun = False
@@ -187,7 +196,8 @@ class StageRun:
             return Failed(str(error), "superseded")
         except TransientError as error:
             self._failures += 1
-            delay = min(self.stage.backoff_max_s, 0.25 * 2**self._failures)
+            longest = _WATCH_BACKOFF_MAX_S if self.stage.watches_users else _BACKOFF_MAX_S
+            delay = min(longest, 0.25 * 2**self._failures)
             return Waiting(delay, f"will try again: {error}")
         except PermanentError as error:
             outcome = Failed(str(error))
@@ -202,6 +212,15 @@ class StageRun:
         if self.stage.takes_lease:
             self.context.lease.acquire()
         self._begun = True
+
+    def time_out(self, waited_for: str) -> Failed:
+        """Give the stage up because its budget is spent, and say so in the record."""
+        budget_s = self.stage.budget_s(self.context.plan)
+        outcome = Failed(f"stage {self.stage.name} took more than its {budget_s:.0f} s: {waited_for}", "timeout")
+        self._note_failure(outcome)
+        if self.stage.gives_lease_back:
+            self._give_lease_back()
+        return outcome
 
     def _give_lease_back(self) -> None:
         """Let the next run begin at once; one that is not given back is only waited for."""

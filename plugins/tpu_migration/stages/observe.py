@@ -18,7 +18,7 @@ _COMPLETION_EVERY_S = 10.0
 
 def look(ctx: Context, record: Record) -> Sample:
     """Scrape every pod of both arms side by side and ask the prober; what does not answer is None."""
-    kube, namespace = ctx.kube.watching(), ctx.plan.namespace
+    kube, namespace = ctx.kube, ctx.plan.namespace
     services = (record.source.service, record.target)
     selector = f"kubernetes.io/service-name in ({','.join(services)})"
     slices = kube.list(ENDPOINT_SLICES, namespace, labels=selector)

@@ -16,6 +16,7 @@ from tpu_migration.record import Record, Snapshots, Source
 from tpu_migration.resources import policy
 from tpu_migration.stages.base import Context, Done, Outcome
 from tpu_migration.stages.heartbeat import guard_heartbeat
+from tpu_migration.stages.left_behind import end_what_was_left_behind
 from tpu_migration.stages.objects import config_maps_of, pods_of, source_objects, stripped, translated
 
 _RIGHTS = (
@@ -45,7 +46,10 @@ def step(ctx: Context) -> Outcome:
         ctx.expect(Phase.PLANNED)
         ctx.lease.acquire()
         return Done({"source": existing.source.accelerator})
-    _refuse_a_second_run(ctx, existing)
+    if existing is not None and existing.active:
+        if existing.phase is not Phase.FALLING_BACK:
+            _refuse_a_second_run(ctx, existing)
+        return end_what_was_left_behind(ctx, existing)
     plan = ctx.plan
     _refuse_a_thin_plan(ctx)
     ctx.pools.check_access()
@@ -95,12 +99,11 @@ def _begin(ctx: Context, source: Source, snapshot: list[Object], epoch: int) -> 
     return Done({"source": source.accelerator, "replicas": source.replicas, "model": source.model, "epoch": epoch})
 
 
-def _refuse_a_second_run(ctx: Context, existing: Record | None) -> None:
-    if existing is None or not existing.active:
-        return
+def _refuse_a_second_run(ctx: Context, existing: Record) -> None:
     raise PermanentError(
         f"{ctx.plan.workload} is being migrated by run {existing.run_id} (phase {existing.phase}): wait for its "
-        f"end, or end it with `tpu-migration restore {ctx.plan.workload}`; nothing was changed by this run"
+        f"end, or send users home with `tpu-migration restore {ctx.plan.workload}` and start again; nothing was "
+        "changed by this run"
     )
 
 
@@ -189,7 +192,7 @@ def _source(
         chips=described.chips,
         model=described.model,
         served_names=tuple(described.served_names),
-        gateway_url=_gateway_url(ctx, route),
+        gateway_url=_gateway_url(ctx, route) + routing.base_path(route, service["metadata"]["name"]),
         rules=tuple(routing.rules_of(route)),
         host=(route["spec"].get("hostnames") or [""])[0],
         node_pools=_node_pools(ctx, deployment),
@@ -245,8 +248,12 @@ def _gateway_url(ctx: Context, route: Object) -> str:
         section = parent.get("sectionName")
         listeners = [e for e in gateway["spec"]["listeners"] if not section or e.get("name") == section]
         for listener in listeners:
-            scheme = "https" if listener.get("protocol") == "HTTPS" else "http"
-            return f"{scheme}://{addresses[0]['value']}:{listener['port']}"
+            if listener.get("protocol") == "HTTP":
+                return f"http://{addresses[0]['value']}:{listener['port']}"
+        raise PermanentError(
+            f"Gateway {parent['name']} has no HTTP listener for HTTPRoute {route['metadata']['name']}: load and probes "
+            "over HTTPS are not yet supported; add an internal HTTP listener that the route hangs on"
+        )
     names = ", ".join(str(each.get("name")) for each in parents) or "none"
     raise PermanentError(
         f"HTTPRoute {route['metadata']['name']} hangs on no Gateway with an address (parents: {names}): wait until "

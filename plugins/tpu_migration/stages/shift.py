@@ -175,7 +175,7 @@ def _write_step(ctx: Context, route: Object, shift: Shift) -> Outcome:
         return Waiting(0, "the record moved on; looking again")
     rules = with_target(record.source.rules, record.source.service, record.target, shift.percent)
     try:
-        ctx.kube.watching().replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, record.epoch))
+        ctx.kube.replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, record.epoch))
     except ConflictError:
         return Waiting(0, "the route was written by somebody else just now; looking again")
     now = ctx.clock.now()

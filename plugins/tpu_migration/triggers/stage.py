@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,8 +26,9 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
     outside may be undone by that.
     """
 
-    def __init__(self, stage: str, params: dict[str, Any], run_id: str, attempt: int) -> None:
+    def __init__(self, stage: str, params: dict[str, Any], run_id: str, attempt: int, deadline: float) -> None:
         super().__init__()
+        self.deadline = deadline  # Unix seconds: it survives a restart of the triggerer
         self.stage = stage
         self.params = params
         self.run_id = run_id
@@ -36,7 +38,13 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
         """Return what a restarted triggerer needs: plain values."""
         return (
             "tpu_migration.triggers.stage.StageTrigger",
-            {"stage": self.stage, "params": self.params, "run_id": self.run_id, "attempt": self.attempt},
+            {
+                "stage": self.stage,
+                "params": self.params,
+                "run_id": self.run_id,
+                "attempt": self.attempt,
+                "deadline": self.deadline,
+            },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -53,6 +61,9 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
                 if not isinstance(outcome, Waiting):
                     yield event(outcome)
                     return
+                if time.time() > self.deadline:
+                    yield event(await loop.run_in_executor(step_pool(), run.time_out, outcome.why))
+                    return
                 if outcome.why != told:
                     told = outcome.why
                     self.log.info("%s: %s", self.stage, told)
@@ -65,6 +76,8 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
                     step_pool(), stage_run, self.stage, self.params, self.run_id, self.attempt
                 )
             except TransientError as error:
+                if time.time() > self.deadline:
+                    return Failed(str(error), "timeout")
                 self.log.warning("%s", error)
                 await asyncio.sleep(2.0)
             except PermanentError as error:
