@@ -61,15 +61,25 @@ class Lease:
         self._lost = ""
         self._lock = threading.Lock()
 
-    def acquire(self) -> None:
-        """Take the lease; NotHolderError names the other run that holds it."""
+    def other_holder(self) -> Holder | None:
+        """Return who of another run holds the lease, or None."""
+        found = self._kube.get(LEASES, self._name, self._namespace)
+        holder = Holder.parse(found["spec"].get("holderIdentity") or "") if found else Holder("", "")
+        return holder if holder.run_id not in ("", self.holder.run_id) else None
+
+    def acquire(self, *, from_the_dead: bool = False) -> None:
+        """Take the lease; NotHolderError names the other run that holds it.
+
+        `from_the_dead` takes it from another run, too: the caller has seen it stand still for a whole
+        lease. Raises ConflictError if somebody wrote it in between.
+        """
         sent = self._clock.monotonic()
         found = self._kube.get(LEASES, self._name, self._namespace)
         if found is None:
             self._kube.create(self._object())
         else:
             current = Holder.parse(found["spec"].get("holderIdentity") or "")
-            if current.run_id and current.run_id != self.holder.run_id:
+            if current.run_id not in ("", self.holder.run_id) and not from_the_dead:
                 raise NotHolderError(
                     f"{self._workload} is being worked on by run {current.run_id} ({current.task}); "
                     f"wait for its end, or end it with `tpu-migration restore {self._workload}`"

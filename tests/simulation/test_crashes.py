@@ -171,3 +171,13 @@ def killed_in_mid_shift() -> tuple[Scene, Airflow]:
     with pytest.raises(Killed):
         airflow.run()
     return scene, airflow
+
+
+def test_killed_between_the_lease_and_the_record_it_keeps_no_later_run_out():
+    first = Scene().airflow(calls=(calls := Calls()))
+    first.run()
+    lease = next(i for i, call in enumerate(calls.trace) if call.startswith("POST") and "/leases" in call)
+    scene, _ = killed_at(lease + 1, after=True)
+    second = scene.airflow("run-2").run()
+    assert second.green, second.reasons()
+    assert any("still alive" in each for each in second.said)

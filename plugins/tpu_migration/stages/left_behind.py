@@ -22,7 +22,7 @@ def end_what_was_left_behind(ctx: Context, record: Record) -> Outcome:
     """
     context = ctx.memory.get(_KEY)
     if context is None:
-        if (waiting := _still_alive(ctx, record)) is not None:
+        if (waiting := wait_for_dead_lease(ctx, record.run_id)) is not None:
             return waiting
         context = _in_its_name(ctx, record)
         context.lease.acquire()
@@ -36,17 +36,20 @@ def end_what_was_left_behind(ctx: Context, record: Record) -> Outcome:
     return Waiting(0, f"run {record.run_id}, which was left behind, is ended")
 
 
-def _still_alive(ctx: Context, record: Record) -> Waiting | None:
-    lease = ctx.kube.get(LEASES, record_name(record.workload), record.namespace)
-    beat = lease["spec"].get("renewTime") if lease else None
+def wait_for_dead_lease(ctx: Context, run_id: str) -> Waiting | None:
+    """Return None once another run's lease has stood still for a whole lease on this worker's own clock.
+
+    Raises PermanentError as soon as it moves: that run is alive.
+    """
+    lease = ctx.kube.get(LEASES, record_name(ctx.plan.workload), ctx.plan.namespace)
+    beat = f"{lease['spec'].get('holderIdentity')} {lease['spec'].get('renewTime')}" if lease else ""
     first, since = ctx.memory.setdefault("left_behind_beat", (beat, ctx.clock.monotonic()))
     if beat != first:
         raise PermanentError(
-            f"{record.workload} is being sent home by run {record.run_id}: wait for its end; nothing was changed by "
-            "this run"
+            f"{ctx.plan.workload} is being worked on by run {run_id}: wait for its end; nothing was changed by this run"
         )
     if ctx.clock.monotonic() - since <= DURATION_S:
-        return Waiting(2.0, f"run {record.run_id} was sent home; waiting to see whether it still releases its TPUs")
+        return Waiting(2.0, f"run {run_id} holds {ctx.plan.workload}; waiting to see whether it is still alive")
     return None
 
 

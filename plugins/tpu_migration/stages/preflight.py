@@ -14,9 +14,9 @@ from tpu_migration.domain.translation import describe_source
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Snapshots, Source
 from tpu_migration.resources import policy
-from tpu_migration.stages.base import Context, Done, Outcome
+from tpu_migration.stages.base import Context, Done, Outcome, Waiting
 from tpu_migration.stages.heartbeat import guard_heartbeat
-from tpu_migration.stages.left_behind import end_what_was_left_behind
+from tpu_migration.stages.left_behind import end_what_was_left_behind, wait_for_dead_lease
 from tpu_migration.stages.objects import config_maps_of, pods_of, source_objects, stripped, translated
 
 _RIGHTS = (
@@ -70,7 +70,8 @@ def step(ctx: Context) -> Outcome:
 
 def _begin(ctx: Context, source: Source, snapshot: list[Object], epoch: int) -> Outcome:
     plan = ctx.plan
-    ctx.lease.acquire()
+    if (waiting := _take_lease(ctx)) is not None:
+        return waiting
     Snapshots(ctx.kube, plan.namespace, plan.workload).take(epoch, ctx.run_id, snapshot, source)
     ctx.records.begin(
         Record(
@@ -97,6 +98,15 @@ def _begin(ctx: Context, source: Source, snapshot: list[Object], epoch: int) -> 
         plan.target,
     )
     return Done({"source": source.accelerator, "replicas": source.replicas, "model": source.model, "epoch": epoch})
+
+
+def _take_lease(ctx: Context) -> Waiting | None:
+    """Take the lease; one that a run left behind which never wrote a record is taken once it surely is dead."""
+    holder = ctx.lease.other_holder()
+    if holder is not None and (waiting := wait_for_dead_lease(ctx, holder.run_id)) is not None:
+        return waiting
+    ctx.lease.acquire(from_the_dead=holder is not None)
+    return None
 
 
 def _refuse_a_second_run(ctx: Context, existing: Record) -> None:
