@@ -56,6 +56,12 @@ def test_nonsense_is_refused(params):
         Plan.from_params(params)
 
 
+def test_an_optional_text_may_be_left_empty_in_the_form():
+    assert Plan.from_params({"route": None, "reservation": None}) == Plan()
+    with pytest.raises(PlanError, match="workload=None must be a str"):
+        Plan.from_params({"workload": None})
+
+
 def test_a_plan_survives_json_and_keeps_its_hash():
     plan = Plan.from_params({"peak_rps": 12, "steps": [10, 100]})
     again = Plan.from_params(plan.to_dict())

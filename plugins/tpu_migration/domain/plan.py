@@ -64,7 +64,9 @@ class Plan:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(sorted(known))}"
             problems.append(f"unknown parameter {key!r}: {hint}")
-        values = {key: value for key, value in params.items() if key in known}
+        # Airflow's form leaves an optional text empty as null.
+        optional = {f.name for f in fields(cls) if f.default == ""}
+        values = {k: v for k, v in params.items() if k in known and not (v is None and k in optional)}
         if isinstance(values.get("steps"), list | tuple):
             values["steps"] = tuple(values["steps"])
         for f in fields(cls):
