@@ -16,7 +16,7 @@ from typing import Any
 
 from tpu_migration.clients.kubernetes import DEPLOYMENTS, LEASES, Kubernetes
 from tpu_migration.clock import Clock, SystemClock, micro_time
-from tpu_migration.domain.phases import AFTER_COMMIT, Phase
+from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError
 from tpu_migration.lease import DURATION_S
 from tpu_migration.names import GUARD_LEASE, MANAGED_BY, SCHEMA_ANNOTATION, record_name
@@ -24,7 +24,12 @@ from tpu_migration.record import SCHEMA_VERSION, Record, RecordError, all_record
 from tpu_migration.restore import observed_percent, observed_safe_route, restore
 
 TICK_S = 1.0
+# Before the first weight no user depends on the worker: a slow hand-over between two tasks is not a death.
+IDLE_LIMIT_S = 1800.0
+_BLIND_S = 10.0  # what stood still while the guard itself could not look proves nothing
 BEAT_EVERY_S = 5.0
+
+NO_USER_DEPENDS = frozenset({Phase.PLANNED, Phase.PROVISIONED, Phase.DEPLOYED, Phase.WARM, Phase.GATED})
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +49,30 @@ class Guard:
     seen: dict[str, tuple[str, float]] = field(default_factory=dict)
     _restored_unreadable: dict[str, str] = field(default_factory=dict)
     _beaten: float = float("-inf")
+    _looked: float = float("-inf")
 
     def tick(self) -> list[str]:
         """Beat, look at every migration, and return the workloads that were restored."""
         self._beat()
+        records = all_records(self.kube, self.namespace)
+        now = self.clock.monotonic()
+        if now - self._looked > _BLIND_S:
+            self.seen.clear()
+        self._looked = now
         rescued = []
-        for workload, record in all_records(self.kube, self.namespace).items():
+        for workload, record in records.items():
             try:
                 if self._is_left_alone(workload, record) and self._help(workload, record):
                     rescued.append(workload)
-            except MigrationError as error:
-                log.error("could not help %s, will try again: %s", workload, error)
+            except Exception:
+                # One workload's trouble, whatever it is, must not keep the guard from the others.
+                log.exception("could not help %s, will try again", workload)
         return rescued
 
     def _is_left_alone(self, workload: str, record: Record | RecordError) -> bool:
-        """Tell whether a migration's lease has stood still for its whole duration, seen from here."""
-        if isinstance(record, Record) and not record.active:
+        """Tell whether a migration's lease has stood still for too long, seen from here."""
+        phase = str(record.phase)
+        if phase in ENDED:
             self.seen.pop(workload, None)
             return False
         lease = self.kube.get(LEASES, record_name(workload), self.namespace)
@@ -71,12 +84,12 @@ class Guard:
         if value != last:
             self.seen[workload] = (value, now)
             return False
-        return now - since > DURATION_S
+        return now - since > (IDLE_LIMIT_S if phase in NO_USER_DEPENDS else DURATION_S)
 
     def _help(self, workload: str, record: Record | RecordError) -> bool:
         """Do what is due for a migration that nobody works on; True if its users were sent elsewhere."""
         if isinstance(record, RecordError):
-            return self._help_unreadable(workload, record)
+            return record.phase not in AFTER_COMMIT and self._help_unreadable(workload, record)
         if record.phase is Phase.FALLING_BACK:
             self._end_target(record)
             return False
@@ -87,10 +100,13 @@ class Guard:
             return False  # users are where they should be; what is left to do is for people
         self._restore(
             workload,
-            f"nobody has worked on it for {DURATION_S:.0f} s (the lease stood still; Airflow is dead or cut off), "
-            f"in phase {record.phase}",
+            f"nobody works on it, in phase {record.phase}: the lease has stood still for {self._age_s(workload):.0f} s "
+            "(Airflow is dead or cut off)",
         )
         return True
+
+    def _age_s(self, workload: str) -> float:
+        return self.clock.monotonic() - self.seen[workload][1]
 
     def _help_unreadable(self, workload: str, error: RecordError) -> bool:
         """Restore from the snapshot, once for each state of the lease: nothing in the record can say it was done."""
@@ -112,6 +128,10 @@ class Guard:
         Never in the same breath: the Gateway takes up to a minute to follow, and users that it
         still sends to the target would meet nobody.
         """
+        if observed_percent(self.kube, record):
+            if not observed_safe_route(self.kube, record).target_percent:
+                self._restore(record.workload, "the source serves again")
+            return  # users are on the target still: it is not to be touched
         target = self.kube.get(DEPLOYMENTS, record.target, self.namespace)
         if target and target["spec"].get("replicas", 1):
             log.warning("%s: nobody came back; scaling the TPU pods to 0", record.workload)

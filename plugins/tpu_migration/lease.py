@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tpu_migration.clients.kubernetes import LEASES, Kubernetes, Object
 from tpu_migration.clock import Clock, micro_time
-from tpu_migration.errors import ConflictError, MigrationError, NotHolderError, TransientError
+from tpu_migration.errors import ConflictError, NotHolderError, TransientError
 from tpu_migration.names import MANAGED_BY, WORKLOAD_LABEL, record_name
 
 DURATION_S = 60.0
@@ -59,6 +59,7 @@ class Lease:
         self._clock = clock
         self._renewed: float | None = None  # monotonic, taken before the call was sent
         self._lost = ""
+        self.replaced = False  # a newer worker of the same run has it: that one goes on
         self._lock = threading.Lock()
 
     def other_holder(self) -> Holder | None:
@@ -100,6 +101,7 @@ class Lease:
                 identity = found["spec"].get("holderIdentity") if found else None
                 if found is None or identity != str(self.holder):
                     self._lost = f"the lease is held by {identity or 'nobody'} now"
+                    self.replaced = Holder.parse(identity or "").run_id == self.holder.run_id
                     return
                 self._kube.replace(self._object(found))
                 self._renewed = sent
@@ -160,8 +162,9 @@ def renewing(lease: Lease) -> Iterator[None]:
         while not stop.wait(1.0):
             try:
                 lease.renew_if_due()
-            except MigrationError as error:
-                log.warning("could not renew the lease: %s", error)
+            except Exception:
+                # Whatever it was, the next try may win; a thread that ends loses the lease for sure.
+                log.exception("could not renew the lease")
 
     thread = threading.Thread(target=loop, name="lease-renewal", daemon=True)
     thread.start()

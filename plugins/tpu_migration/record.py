@@ -25,7 +25,12 @@ _CAS_TRIES = 8
 
 
 class RecordError(PermanentError):
-    """Report a record that is missing, damaged, or of a schema this version does not know."""
+    """Report a record that is missing, damaged, or of a schema this version does not know.
+
+    `phase` is what the ConfigMap says beside the record, readable whatever became of that; else empty.
+    """
+
+    phase = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Shift:
     percent: int = 0
     written: float | None = None
     observed: float | None = None
+    watched: float | None = None  # the last look that was written down; a gap after it was not watched
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,7 @@ def all_records(kube: Kubernetes, namespace: str) -> dict[str, Record | RecordEr
         try:
             found[workload] = _record_in(each)
         except RecordError as error:
+            error.phase = str((each.get("data") or {}).get("phase", ""))
             found[workload] = error
     return found
 
@@ -322,6 +329,14 @@ class Snapshots:
         found = self._newest()
         return _unpack(found) if found else None
 
+    def next_epoch(self, run_id: str, above: int) -> int:
+        """Return the epoch of a run that begins: above all others, or the one of its own earlier try."""
+        found = self._newest()
+        newest = _epoch_in(found) if found else 0
+        if self.newest_is_of(run_id) and newest > above:
+            return newest
+        return max(above, newest) + 1
+
     def newest_is_of(self, run_id: str) -> bool:
         """Tell whether a run took the newest snapshot: it began, whatever became of its record."""
         found = self._newest()
@@ -334,7 +349,11 @@ class Snapshots:
             for each in self._kube.list(SECRETS, self._namespace, labels=selector)
             if each.get("type") == "tpu-migration/snapshot"
         ]
-        return max(found, key=lambda each: int(each["metadata"]["name"].rpartition("-")[2]), default=None)
+        return max(found, key=_epoch_in, default=None)
+
+
+def _epoch_in(snapshot: Object) -> int:
+    return int(snapshot["metadata"]["name"].rpartition("-")[2])
 
 
 def _unpack(secret: Object) -> tuple[list[Object], Source]:

@@ -13,8 +13,9 @@ from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, HTTP_ROUTES, Kuber
 from tpu_migration.clock import Clock
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import (
-    EPOCH_ANNOTATION,
+    RouteError,
     SafeRoute,
+    epoch_annotation,
     epoch_of,
     restored,
     rules_of,
@@ -70,9 +71,8 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
     record = _readable_record(records)
     if record is not None:
         source, target, phase = record.source, record.target, record.phase
-        safe = _safe_route(kube, record)
     else:
-        # Without a record nobody knows of a commit; the snapshot's side was serving when it began.
+        # Without a record nobody knows of a commit: what is ready to serve decides.
         snapshot = Snapshots(kube, namespace, workload).newest()
         if snapshot is None:
             raise PermanentError(
@@ -80,16 +80,10 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
                 "this product, or somebody deleted both; set the HTTPRoute's backendRefs by hand"
             )
         source, target, phase = snapshot[1], f"{workload}-tpu", Phase.SHIFTING
-        safe = SafeRoute(0, "the record is lost: the source as the snapshot has it")
-    epoch = _write_route(
-        kube,
-        namespace,
-        workload,
-        source=source,
-        target=target,
-        safe=safe,
-        record_epoch=record.epoch if record else 0,
-    )
+    capacity = record.source_capacity if record else source.replicas
+    safe = _safe_route(kube, namespace, phase, source=source, target=target, capacity=capacity)
+    aim = _Aim(namespace, workload, source, target, safe.target_percent, record.epoch if record else 0)
+    epoch = _write_route(kube, aim)
     written = clock.now()
     log.warning("%s: users are sent to the safe route (%s) by %s: %s", workload, safe.reason, actor, reason)
     if record is not None:
@@ -97,18 +91,24 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
 
         def note(current: Record) -> Record:
             changed = replace(current, epoch=max(epoch, current.epoch))
-            if {phase, current.phase} & (AFTER_COMMIT | ENDED):
+            if {phase, current.phase} & (AFTER_COMMIT | ENDED - {Phase.HELD}):
                 return changed
-            return replace(
-                changed,
-                phase=Phase.FALLING_BACK,
-                fallback=current.fallback or fallback,
-                waiting="",
-                intent="",
-            )
+            return replace(changed, phase=Phase.FALLING_BACK, fallback=current.fallback or fallback, waiting="")
 
         records.force(note)
     return Restored(epoch, safe.target_percent, safe.reason)
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What the route shall say, whatever it says now."""
+
+    namespace: str
+    workload: str
+    source: Source
+    target: str
+    target_percent: int
+    record_epoch: int
 
 
 def _readable_record(records: Records) -> Record | None:
@@ -119,37 +119,35 @@ def _readable_record(records: Records) -> Record | None:
         return None
 
 
-def _safe_route(kube: Kubernetes, record: Record) -> SafeRoute:
+def _safe_route(
+    kube: Kubernetes, namespace: str, phase: Phase, *, source: Source, target: str, capacity: int
+) -> SafeRoute:
     try:
-        return observed_safe_route(kube, record)
+        source_ready = ready_endpoints(kube, namespace, source.service)
+        target_ready = ready_endpoints(kube, namespace, target)
     except MigrationError as error:
-        if record.phase in AFTER_COMMIT:
+        if phase in AFTER_COMMIT:
             raise  # which side is safe depends on what is ready: guessing could send users to nobody
-        return SafeRoute(0, f"{record.phase}: the source, though its endpoints could not be read ({error})")
+        return SafeRoute(0, f"{phase}: the source, though its endpoints could not be read ({error})")
+    return safe_route(phase, source_ready, target_ready, capacity)
 
 
-def _write_route(
-    kube: Kubernetes,
-    namespace: str,
-    workload: str,
-    *,
-    source: Source,
-    target: str,
-    safe: SafeRoute,
-    record_epoch: int,
-) -> int:
+def _write_route(kube: Kubernetes, aim: _Aim) -> int:
+    source = aim.source
     for _ in range(_ROUTE_TRIES):
-        route = kube.get(HTTP_ROUTES, source.route, namespace)
+        route = kube.get(HTTP_ROUTES, source.route, aim.namespace)
         if route is None:
-            _recreate_route(kube, namespace, workload, source)
+            _recreate_route(kube, aim)
             continue
-        epoch = max(epoch_of(route), record_epoch) + 1
-        if safe.target_percent:
-            rules = with_target(source.rules, source.service, target, safe.target_percent)
+        epoch = max(_epoch_or_zero(route, aim.workload), aim.record_epoch) + 1
+        live = rules_of(route)
+        if aim.target_percent:
+            rules = with_target(live, source.rules, source.service, aim.target, aim.target_percent)
         else:
-            rules = restored(rules_of(route), source.rules, target)
+            rules = restored(live, source.rules, source.service, aim.target)
+        changed = {**route, "spec": {**route["spec"], "rules": rules}}
         try:
-            kube.replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, epoch))
+            kube.replace(with_epoch(changed, aim.workload, epoch))
         except ConflictError:
             continue
         return epoch
@@ -159,17 +157,25 @@ def _write_route(
     )
 
 
-def _recreate_route(kube: Kubernetes, namespace: str, workload: str, source: Source) -> None:
-    snapshot = Snapshots(kube, namespace, workload).newest()
+def _epoch_or_zero(route: Object, workload: str) -> int:
+    try:
+        return epoch_of(route, workload)
+    except RouteError as error:
+        log.warning("%s; writing over it", error)  # nothing that somebody wrote there may block the way back
+        return 0
+
+
+def _recreate_route(kube: Kubernetes, aim: _Aim) -> None:
+    snapshot = Snapshots(kube, aim.namespace, aim.workload).newest()
     saved = next((o for o in snapshot[0] if o.get("kind") == "HTTPRoute"), None) if snapshot else None
     if saved is None:
-        raise PermanentError(f"HTTPRoute {source.route} is gone and the snapshot has none: create it by hand")
-    log.warning("HTTPRoute %s is gone; creating it again from the snapshot", source.route)
+        raise PermanentError(f"HTTPRoute {aim.source.route} is gone and the snapshot has none: create it by hand")
+    log.warning("HTTPRoute %s is gone; creating it again from the snapshot", aim.source.route)
     kube.create(saved)
 
 
-def with_epoch(route: Object, epoch: int) -> Object:
-    """Return the route carrying an epoch."""
+def with_epoch(route: Object, workload: str, epoch: int) -> Object:
+    """Return the route carrying a workload's epoch."""
     metadata = dict(route["metadata"])
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), EPOCH_ANNOTATION: str(epoch)}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), epoch_annotation(workload): str(epoch)}
     return {**route, "metadata": metadata}

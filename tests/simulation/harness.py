@@ -118,6 +118,7 @@ class Scene:
             "namespace": NAMESPACE,
             "workload": WORKLOAD,
             "peak_rps": 4,
+            "source_peak_replicas": 2,
             "policy": "demo",
             "steps": [10, 50, 100],
             "bake_s": 20,
@@ -125,6 +126,16 @@ class Scene:
             "source_release": "delete-pool",
         }
         self.plan = Plan.from_params({**defaults, **plan})
+
+    def guard_beats_on(self) -> None:
+        """Have heartbeats without a guard that acts: for what happens before it would."""
+
+        def beat() -> None:
+            for each in self.guards:
+                each._beat()
+
+        self.world.on_tick.append(beat)
+        self.world.advance(6.0)
 
     def airflow(self, run_id: str = "run-1", calls: Calls | None = None, **changes: Any) -> Airflow:
         plan = Plan.from_params({**self.plan.to_dict(), **changes})

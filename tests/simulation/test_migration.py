@@ -8,7 +8,7 @@ from sandbox.virtual_pods import EnginePod
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.harness import Phase, Scene
 from tpu_migration.clients.kubernetes import Kubernetes
-from tpu_migration.domain.routing import EPOCH_ANNOTATION
+from tpu_migration.domain.routing import epoch_annotation
 from tpu_migration.restore import restore
 
 TARGET = f"{WORKLOAD}-tpu"
@@ -42,7 +42,7 @@ def test_a_proof_of_concept_measures_and_touches_no_traffic():
     assert scene.record.phase is Phase.PROVEN
     assert scene.record.verdict["outcome"] == "pass"
     route = scene.world.client.get("httproutes", NAMESPACE, WORKLOAD)
-    assert EPOCH_ANNOTATION not in (route["metadata"].get("annotations") or {})
+    assert epoch_annotation(WORKLOAD) not in (route["metadata"].get("annotations") or {})
     scene.assert_users_on_gpu()
     scene.assert_nothing_left()
 

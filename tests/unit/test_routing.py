@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase, may_follow
 from tpu_migration.domain.routing import (
-    EPOCH_ANNOTATION,
     RouteError,
     arm_probe_route,
+    base_path,
+    epoch_annotation,
     epoch_of,
     points_at,
     restored,
@@ -40,19 +41,25 @@ def weights(one):
 
 
 def test_a_step_moves_its_share_and_keeps_both_refs():
-    [moved] = with_target([rule(ref("gpu"))], "gpu", "tpu", 25)
+    [moved] = with_target([rule(ref("gpu"))], [rule(ref("gpu"))], "gpu", "tpu", 25)
     assert weights(moved) == {"gpu": 75, "tpu": 25}
     assert moved["backendRefs"][1]["port"] == 8000
 
 
 def test_at_both_ends_the_other_side_stays_as_a_ref_without_weight():
-    assert weights(with_target([rule(ref("gpu"))], "gpu", "tpu", 0)[0]) == {"gpu": 100, "tpu": 0}
-    assert weights(with_target([rule(ref("gpu"))], "gpu", "tpu", 100)[0]) == {"gpu": 0, "tpu": 100}
+    assert weights(with_target([rule(ref("gpu"))], [rule(ref("gpu"))], "gpu", "tpu", 0)[0]) == {"gpu": 100, "tpu": 0}
+    assert weights(with_target([rule(ref("gpu"))], [rule(ref("gpu"))], "gpu", "tpu", 100)[0]) == {"gpu": 0, "tpu": 100}
 
 
 @given(st.integers(0, 100), st.integers(1, 1000), st.integers(0, 1000))
 def test_other_backends_of_a_rule_keep_their_exact_share(percent, gpu, other):
-    [moved] = with_target([rule(ref("gpu", gpu), ref("other", other))], "gpu", "tpu", percent)
+    [moved] = with_target(
+        [rule(ref("gpu", gpu), ref("other", other))],
+        [rule(ref("gpu", gpu), ref("other", other))],
+        "gpu",
+        "tpu",
+        percent,
+    )
     found = weights(moved)
     assert found["other"] * (gpu + other) == other * sum(found.values())
     assert found["tpu"] * 100 == percent * (found["gpu"] + found["tpu"])
@@ -60,12 +67,12 @@ def test_other_backends_of_a_rule_keep_their_exact_share(percent, gpu, other):
 
 def test_rules_without_the_source_are_left_alone():
     health = rule(ref("health"), matches=[{"path": {"type": "Exact", "value": "/health"}}])
-    assert with_target([health, rule(ref("gpu"))], "gpu", "tpu", 50)[0] == health
+    assert with_target([health, rule(ref("gpu"))], [health, rule(ref("gpu"))], "gpu", "tpu", 50)[0] == health
 
 
 def test_weights_that_would_leave_the_schemas_bound_are_refused_with_the_remedy():
     with pytest.raises(RouteError, match="common factor"):
-        with_target([rule(ref("gpu", 50_000))], "gpu", "tpu", 50)
+        with_target([rule(ref("gpu", 50_000))], [rule(ref("gpu", 50_000))], "gpu", "tpu", 50)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 100))
@@ -74,21 +81,21 @@ def test_a_restore_brings_back_exactly_what_was_recorded(shares, percent):
         rule(ref("gpu", share), matches=[{"path": {"type": "PathPrefix", "value": f"/{i}"}}])
         for i, share in enumerate(shares)
     ]
-    moved = with_target(recorded, "gpu", "tpu", percent)
-    assert restored(moved, recorded, "tpu") == recorded
+    moved = with_target(recorded, recorded, "gpu", "tpu", percent)
+    assert restored(moved, recorded, "gpu", "tpu") == recorded
 
 
 def test_a_restore_keeps_rules_that_somebody_added_meanwhile():
     recorded = [rule(ref("gpu"))]
     added = rule(ref("new-thing"), matches=[{"path": {"type": "Exact", "value": "/new"}}])
-    live = [added, *with_target(recorded, "gpu", "tpu", 100)]
-    assert restored(live, recorded, "tpu") == [added, *recorded]
+    live = [added, *with_target(recorded, recorded, "gpu", "tpu", 100)]
+    assert restored(live, recorded, "gpu", "tpu") == [added, *recorded]
 
 
 def test_a_restore_frees_an_added_rule_of_the_target():
     recorded = [rule(ref("gpu"))]
     only_tpu = rule(ref("tpu"), matches=[{"path": {"type": "Exact", "value": "/beta"}}])
-    assert weights(restored([only_tpu, *recorded], recorded, "tpu")[0]) == {"gpu": 1}
+    assert weights(restored([only_tpu, *recorded], recorded, "gpu", "tpu")[0]) == {"gpu": 1}
 
 
 def test_the_largest_share_of_any_rule_is_what_counts():
@@ -97,11 +104,40 @@ def test_the_largest_share_of_any_rule_is_what_counts():
     assert target_percent([rule(ref("gpu"))], "gpu", "tpu") == 0
 
 
+def test_a_step_leaves_rules_that_somebody_added_and_other_workloads_rules_alone():
+    recorded = [rule(ref("gpu")), rule(ref("other"), matches=[{"path": {"type": "Exact", "value": "/other"}}])]
+    added = rule(ref("new-thing"), matches=[{"path": {"type": "Exact", "value": "/new"}}])
+    elsewhere = rule(ref("other", 0), ref("other-tpu", 100), matches=recorded[1]["matches"])
+    live = [added, recorded[0], elsewhere]
+    moved = with_target(live, recorded, "gpu", "tpu", 50)
+    assert moved[0] == added
+    assert moved[2] == elsewhere
+    assert weights(moved[1]) == {"gpu": 50, "tpu": 50}
+    assert restored(moved, recorded, "gpu", "tpu") == [added, recorded[0], elsewhere]
+
+
+def test_a_restore_puts_the_source_back_beside_a_backend_that_somebody_added():
+    recorded = [rule(ref("gpu"))]
+    live = [rule(ref("gpu", 0), ref("tpu", 100), ref("canary", 1))]
+    assert weights(restored(live, recorded, "gpu", "tpu")[0]) == {"gpu": 100, "canary": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [("/", ""), ("/v1", ""), ("/v1/completions", ""), ("/gemma", "/gemma"), ("/v2/", "/v2")],
+)
+def test_clients_put_the_users_own_prefix_before_v1(path, base):
+    users = route(rule(ref("gpu"), matches=[{"path": {"type": "PathPrefix", "value": path}}]))
+    assert base_path(users, "gpu") == base
+
+
 def test_a_route_that_nobody_migrated_is_at_epoch_zero():
-    assert epoch_of(route(rule(ref("gpu")))) == 0
-    assert epoch_of(route(rule(ref("gpu")), annotations={EPOCH_ANNOTATION: "7"})) == 7
+    assert epoch_of(route(rule(ref("gpu"))), "llm") == 0
+    mine = epoch_annotation("llm")
+    assert epoch_of(route(rule(ref("gpu")), annotations={mine: "7"}), "llm") == 7
+    assert epoch_of(route(rule(ref("gpu")), annotations={mine: "7"}), "another") == 0
     with pytest.raises(RouteError, match="is no number"):
-        epoch_of(route(rule(ref("gpu")), annotations={EPOCH_ANNOTATION: "seven"}))
+        epoch_of(route(rule(ref("gpu")), annotations={mine: "seven"}), "llm")
 
 
 def test_a_ref_without_weight_sends_nobody():

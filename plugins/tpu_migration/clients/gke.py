@@ -6,7 +6,7 @@ An operation that is DONE can carry an error: Operation.Status has no failed val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,23 @@ class NodePools:
     caller reads before it repeats, because a lost answer may hide a pool that was made.
     """
 
-    def __init__(self, client: Any, project_id: str, location: str, cluster: str) -> None:
+    def __init__(
+        self,
+        client: Any,
+        project_id: str,
+        location: str,
+        cluster: str,
+        before_mutation: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._names = (project_id, location, cluster)
+        self._before_mutation = before_mutation
         self._client = client
         self._location = f"projects/{project_id}/locations/{location}"
         self._cluster = f"{self._location}/clusters/{cluster}"
+
+    def fenced(self, before_mutation: Callable[[], None]) -> NodePools:
+        """Return a client that calls `before_mutation` before each change; it raises to forbid one."""
+        return NodePools(self._client, *self._names, before_mutation)
 
     def get(self, name: str) -> Pool | None:
         """Return the pool, or None if GKE says that it does not exist."""
@@ -95,6 +108,7 @@ class NodePools:
 
         Raises ClusterBusyError while another operation holds the cluster.
         """
+        self._before_mutation()
         with _translated(f"create node pool {spec.name}"):
             operation = self._client.create_node_pool(
                 request={"parent": self._cluster, "node_pool": node_pool(spec)},
@@ -105,6 +119,7 @@ class NodePools:
 
     def delete(self, name: str) -> str | None:
         """Ask for the pool's deletion and return the operation's name; None if it was not there."""
+        self._before_mutation()
         try:
             with _translated(f"delete node pool {name}"):
                 operation = self._client.delete_node_pool(
@@ -133,6 +148,7 @@ class NodePools:
 
     def cancel(self, operation: str) -> None:
         """Ask GKE to stop an operation; what it has made already stays and must be deleted."""
+        self._before_mutation()
         with _translated(f"cancel operation {operation}"):
             self._client.cancel_operation(
                 request={"name": f"{self._location}/operations/{operation}"},

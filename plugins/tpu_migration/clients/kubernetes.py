@@ -64,10 +64,10 @@ class Resource:
         """Return the URL's path; every part is quoted, so that no name can reach another object."""
         root = "/api/" if "/" not in self.api_version else "/apis/"
         parts = [self.api_version]
-        if self.namespaced:
-            if namespace is None:
-                raise PermanentError(f"{self.kind} {name} is namespaced, and no namespace was given")
+        if self.namespaced and namespace is not None:
             parts += ["namespaces", quote(namespace, safe="")]
+        elif self.namespaced and name:
+            raise PermanentError(f"{self.kind} {name} is namespaced, and no namespace was given")
         parts.append(self.plural)
         if name:
             parts.append(quote(name, safe=":"))  # pods/NAME:PORT/proxy
@@ -144,7 +144,7 @@ class Kubernetes:
     def list(
         self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
     ) -> list[Object]:
-        """Return the objects that match a label and a field selector."""
+        """Return the objects that match a label and a field selector; of all namespaces without one."""
         query = {key: value for key, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
         answer = self._checked(self._call("GET", resource.path(namespace), query=query), f"list {resource.plural}")
         items: list[Object] = answer["items"]

@@ -41,6 +41,8 @@ class Plan:
     reservation: str = ""
     tpu_image: str = "vllm/vllm-tpu:v0.32.0"
     toolbox_image: str = "tpu-migration-toolbox:0.1.0"
+    tpu_zone: str = ""  # empty: the cluster's zone, or zone -a of its region
+    source_peak_replicas: int = 0  # 0: as many as run now; needed when an autoscaler moves them
     peak_rps: float = 0.0  # 0: not given; preflight refuses, a peak is never guessed
     prompt_tokens: int = 512
     output_tokens: int = 256
@@ -95,6 +97,7 @@ class Plan:
                 ("route", self.route or "empty", 63),
                 ("project_id", self.project_id, 63),
                 ("location", self.location, 63),
+                ("tpu_zone", self.tpu_zone or "empty", 63),
             )
             if len(value) > limit or not _NAME.fullmatch(value)
         ]
@@ -124,6 +127,8 @@ class Plan:
             problems.append(f"steps={list(steps)!r} must rise from at least 1 to exactly 100")
         if not 1 <= self.target_replicas <= 64:
             problems.append(f"target_replicas={self.target_replicas} must be within 1 and 64")
+        if not 0 <= self.source_peak_replicas <= 256:
+            problems.append(f"source_peak_replicas={self.source_peak_replicas} must be within 0 and 256")
         if self.peak_rps < 0 or self.peak_rps > 10_000:
             problems.append(f"peak_rps={self.peak_rps} must be within 0 and 10000 requests a second")
         if not (1 <= self.prompt_tokens <= 131_072 and 2 <= self.output_tokens <= 131_072):

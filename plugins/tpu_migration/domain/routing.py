@@ -14,7 +14,7 @@ from typing import Any
 
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 
-EPOCH_ANNOTATION = "tpu-migration/epoch"
+_EPOCH_PREFIX = "tpu-migration/epoch."
 MAX_WEIGHT = 1_000_000  # HTTPRoute's own bound on a weight
 
 Rule = dict[str, Any]
@@ -24,15 +24,21 @@ class RouteError(ValueError):
     """Report a route that this product cannot move users on; the message names the remedy."""
 
 
-def epoch_of(route: Mapping[str, Any]) -> int:
-    """Return the epoch that the route carries; 0 if no migration has ever written it."""
-    value = (route.get("metadata", {}).get("annotations") or {}).get(EPOCH_ANNOTATION, "0")
+def epoch_annotation(workload: str) -> str:
+    """Return the annotation that carries a workload's epoch: several workloads may share one route."""
+    return _EPOCH_PREFIX + workload
+
+
+def epoch_of(route: Mapping[str, Any], workload: str) -> int:
+    """Return the epoch that the route carries for a workload; 0 if no migration of it has ever written it."""
+    key = epoch_annotation(workload)
+    value = (route.get("metadata", {}).get("annotations") or {}).get(key, "0")
     try:
         return int(value)
     except ValueError:
         name = route.get("metadata", {}).get("name", "?")
         raise RouteError(
-            f"HTTPRoute {name} carries {EPOCH_ANNOTATION}={value!r}, which is no number; "
+            f"HTTPRoute {name} carries {key}={value!r}, which is no number; "
             "somebody edited it: set it to the record's epoch, or remove it if no migration is under way"
         ) from None
 
@@ -69,21 +75,22 @@ def unsupported(route: Mapping[str, Any]) -> str | None:
     return None
 
 
-def with_target(recorded: Sequence[Rule], source: str, target: str, percent: int) -> list[Rule]:
-    """Return the recorded rules with `percent` of the source's share moved to the target.
+def with_target(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str, percent: int) -> list[Rule]:
+    """Return the live rules with `percent` of the source's recorded share moved to the target.
 
-    Both refs stay in the rule even at weight 0, so that a restore never has to wait for a
-    load balancer to attach a backend. Other backends of a rule keep their exact share.
+    Only rules that held the source when they were recorded are touched; one is known again by what
+    it matches, not by its place. Both refs stay even at weight 0, so that a restore never has to
+    wait for a load balancer to attach a backend. Other backends keep their exact share.
     """
     if not 0 <= percent <= 100:
         raise RouteError(f"a weight step must be within 0 and 100 %, got {percent}")
-    rules = deepcopy(list(recorded))
+    rules = deepcopy(list(live))
     for rule in rules:
-        refs = rule.get("backendRefs") or []
-        if not any(is_service(ref, source) for ref in refs):
+        original = _recorded_refs(rule, recorded, source)
+        if original is None:
             continue
         moved: list[dict[str, Any]] = []
-        for ref in refs:
+        for ref in original:
             weight = ref.get("weight", 1)
             if not is_service(ref, source):
                 moved.append({**ref, "weight": weight * 100})
@@ -92,37 +99,58 @@ def with_target(recorded: Sequence[Rule], source: str, target: str, percent: int
             moved.append({**ref, "name": target, "weight": weight * percent})
         if any(ref["weight"] > MAX_WEIGHT for ref in moved):
             raise RouteError(
-                f"a rule with weights {[r.get('weight', 1) for r in refs]} cannot be split in steps of 1 %: "
+                f"a rule with weights {[r.get('weight', 1) for r in original]} cannot be split in steps of 1 %: "
                 f"weights end at {MAX_WEIGHT}; divide the rule's weights by a common factor"
             )
-        rule["backendRefs"] = moved
+        rule["backendRefs"] = moved + _strangers(rule, original, target)
     return rules
 
 
-def restored(live: Sequence[Rule], recorded: Sequence[Rule], target: str) -> list[Rule]:
-    """Return the live rules with the recorded backendRefs put back.
+def restored(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str) -> list[Rule]:
+    """Return the live rules with the recorded backendRefs of the source's rules put back.
 
-    A rule is known again by what it matches, not by its place, so that rules which somebody
-    added in the meantime stay. A rule that is not in the record but sends users to the target
-    is freed of it; if nothing is left it gets the first recorded refs, because an empty rule
+    What somebody added in the meantime stays: other rules, and other backends of a rule with the
+    share that they had. A rule that is not in the record but sends users to the target is freed of
+    it; if nothing else serves there it gets the source's recorded refs, because an empty rule
     answers 500.
     """
     rules = deepcopy(list(live))
-    known = [(rule.get("matches"), rule.get("backendRefs") or []) for rule in recorded]
+    home = next((r.get("backendRefs") or [] for r in recorded if _holds(r, source)), [])
     for rule in rules:
         refs = rule.get("backendRefs") or []
-        original = next((saved for matches, saved in known if matches == rule.get("matches")), None)
-        if original is not None and (_names(refs) - {target}) <= _names(original):
-            rule["backendRefs"] = deepcopy(original)
+        original = _recorded_refs(rule, recorded, source)
+        if original is not None:
+            strangers = _strangers(rule, original, target)
+            # Strangers were weighed against refs a hundred times as heavy.
+            factor = 100 if strangers else 1
+            rule["backendRefs"] = [_scaled(ref, factor) for ref in original] + strangers
         elif any(is_service(ref, target) for ref in refs):
             left = [ref for ref in refs if not is_service(ref, target)]
             serving = [ref for ref in left if ref.get("weight", 1) > 0]
-            rule["backendRefs"] = left if serving else deepcopy(known[0][1])
+            rule["backendRefs"] = left if serving else deepcopy(home)
     return rules
 
 
-def _names(refs: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {str(ref.get("name")) for ref in refs}
+def _recorded_refs(rule: Rule, recorded: Sequence[Rule], source: str) -> list[dict[str, Any]] | None:
+    """Return the recorded refs of a rule that held the source, or None if this is no such rule."""
+    found = next((each for each in recorded if each.get("matches") == rule.get("matches")), None)
+    if found is None or not _holds(found, source):
+        return None
+    refs: list[dict[str, Any]] = deepcopy(found["backendRefs"])
+    return refs
+
+
+def _holds(rule: Rule, service: str) -> bool:
+    return any(is_service(ref, service) for ref in rule.get("backendRefs") or [])
+
+
+def _strangers(rule: Rule, original: Sequence[Mapping[str, Any]], target: str) -> list[dict[str, Any]]:
+    known = {str(ref.get("name")) for ref in original} | {target}
+    return [ref for ref in rule.get("backendRefs") or [] if str(ref.get("name")) not in known]
+
+
+def _scaled(ref: Mapping[str, Any], factor: int) -> dict[str, Any]:
+    return dict(ref) if factor == 1 else {**ref, "weight": ref.get("weight", 1) * factor}
 
 
 def target_percent(rules: Sequence[Rule], source: str, target: str) -> int:

@@ -15,6 +15,8 @@ _Z = 3.29  # two-sided 99.9 %: one false alarm in a thousand looks, and it only 
 _EDGE = 0.005  # at 0 and 100 % a request that was under way must not look like a split
 _WINDOW_S = 10.0
 _LATENCY_WINDOW_S = 30.0
+MIN_JUDGED = 10  # requests on the target before anything is said of it, good or bad
+_Z_ONE_SIDED = 1.64  # 95 %: a share is too large when its lower bound is
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,6 @@ class Limits:
     soft_k: int = 5
     missing_grace_s: float = 15.0
     probe_grace_s: float = 20.0
-    min_requests: int = 30
 
 
 @dataclass(frozen=True)
@@ -95,23 +96,28 @@ class Split:
 
     def follows(self, percent: int, min_requests: int = 30) -> bool:
         """Tell whether the split fits the weight within a 99.9 % Wilson interval."""
-        if self.total < min_requests:
-            return False
+        if self.total < min_requests or (percent > 0 and not self.target):
+            return False  # no request on the target is no evidence that any can get there
         share = min(max(percent / 100, _EDGE), 1 - _EDGE)
         low, high = _wilson(self.target, self.total)
         return low <= share <= high
+
+    @staticmethod
+    def enough(percent: int, min_requests: int = 30) -> int:
+        """Return how many requests must have come before none on the target means anything (95 %)."""
+        return max(min_requests, math.ceil(300 / percent)) if percent else min_requests
 
     def __str__(self) -> str:
         share = 100 * self.target / self.total if self.total else 0.0
         return f"{self.target:.0f} of {self.total:.0f} requests ({share:.0f} %) reached the target"
 
 
-def _wilson(hits: float, total: float) -> tuple[float, float]:
+def _wilson(hits: float, total: float, z: float = _Z) -> tuple[float, float]:
     """Return the Wilson score interval (Wilson 1927)."""
     share = hits / total
-    z2 = _Z * _Z
+    z2 = z * z
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
     return centre - half, centre + half
 
 
@@ -120,21 +126,34 @@ class Watch:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._samples: deque[Sample] = deque(maxlen=120)
+        self._samples: deque[Sample] = deque(maxlen=600)
         self._soft: dict[str, int] = {}
         self._silent_since: dict[str, float] = {}
+        self._step: Sample | None = None  # the first sample of the step
+
+    def begin_step(self) -> None:
+        """Judge the target from here on: a new share has been written."""
+        self._step = None
+        self._soft = {}
+
+    def judged(self) -> float:
+        """Return how many requests on the target were judged since the step began."""
+        if self._step is None or not self._samples:
+            return 0.0
+        return _starts(self._step.target, self._samples[-1].target)
 
     def add(self, sample: Sample, *, target_has_users: bool, source_replicas: int) -> str | None:
         """Take a sample and return the breach it shows, or None."""
         self._samples.append(sample)
+        self._step = self._step or sample
         return (
             self._hard(sample, target_has_users, source_replicas)
             or self._missing(sample)
             or self._soft_breach(sample, target_has_users)
         )
 
-    def split(self, since: float) -> Split:
-        """Return how requests divided since a moment: over the last ten seconds, or as long as it takes.
+    def split(self, since: float, enough: int = 30) -> Split:
+        """Return how requests divided since a moment: over the last ten seconds, or as long as `enough` take.
 
         A quiet workload needs more time for as many requests; the prober's own see to it that
         there always are some.
@@ -144,7 +163,7 @@ class Watch:
         for oldest in reversed(self._samples):
             if newest is None or oldest.at < since:
                 break
-            if newest.at - oldest.at > _WINDOW_S and split.total >= self._limits.min_requests:
+            if newest.at - oldest.at > _WINDOW_S and split.total >= enough:
                 break
             split = Split(_starts(oldest.source, newest.source), _starts(oldest.target, newest.target))
         return split
@@ -193,26 +212,34 @@ class Watch:
         return None
 
     def _soft_findings(self, sample: Sample) -> dict[str, str]:
+        """Look at the last half minute, and, where the target gets little, at all since the step began."""
         begin = sample.at - _LATENCY_WINDOW_S
-        oldest = next(each for each in self._samples if each.at >= begin or each is sample)
+        recent = next(each for each in self._samples if each.at >= begin or each is sample)
+        return {**self._slow_or_aborted(self._step or recent, sample), **self._slow_or_aborted(recent, sample)}
+
+    def _slow_or_aborted(self, since: Sample, sample: Sample) -> dict[str, str]:
         found = {}
-        limit = self._limits.ttft_limit_s
-        total, slow = _slow(oldest.target, sample.target, limit)
-        if total >= self._limits.min_requests and slow / total > self._limits.slow_share:
+        limit_s, allowed = self._limits.ttft_limit_s, self._limits.slow_share
+        total, slow = _slow(since.target, sample.target, limit_s)
+        if _too_many(slow, total, allowed):
             found["ttft"] = (
-                f"{slow:.0f} of {total:.0f} requests on the target waited more than {limit * 1000:.0f} ms for "
-                f"their first token, more than {self._limits.slow_share:.0%}"
+                f"{slow:.0f} of {total:.0f} requests on the target waited more than {limit_s * 1000:.0f} ms for "
+                f"their first token, more than {allowed:.0%}"
             )
-        aborted, finished = _aborted(oldest.target, sample.target)
-        theirs, of = _aborted(oldest.source, sample.source)
-        share = aborted / finished if finished else 0.0
+        aborted, finished = _aborted(since.target, sample.target)
+        theirs, of = _aborted(since.source, sample.source)
         usual = theirs / of if of else 0.0
-        if finished >= self._limits.min_requests and share > self._limits.aborted_share + usual:
+        if _too_many(aborted, finished, self._limits.aborted_share + usual):
             found["aborted"] = (
-                f"{aborted:.0f} of {finished:.0f} streams on the target were aborted ({share:.0%}, "
+                f"{aborted:.0f} of {finished:.0f} streams on the target were aborted ({aborted / finished:.0%}, "
                 f"on the source {usual:.0%})"
             )
         return found
+
+
+def _too_many(bad: float, total: float, allowed: float) -> bool:
+    """Tell whether a share is beyond what is allowed by more than chance would have it."""
+    return total >= MIN_JUDGED and total >= bad > 0 and _wilson(bad, total, _Z_ONE_SIDED)[0] > allowed
 
 
 def _starts(before: ArmSample, after: ArmSample) -> float:
@@ -223,6 +250,11 @@ def _starts(before: ArmSample, after: ArmSample) -> float:
         if pod and earlier:
             total += max(0.0, pod.first_tokens - earlier.first_tokens)
     return max(0.0, total - (after.own - before.own))
+
+
+def begun_between(before: ArmSample, after: ArmSample) -> float:
+    """Count the users' requests that got their first token between two looks."""
+    return _starts(before, after)
 
 
 def _slow(before: ArmSample, after: ArmSample, limit_s: float) -> tuple[float, float]:

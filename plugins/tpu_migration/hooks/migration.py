@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import Any
 
 from airflow.providers.google.cloud.hooks.kubernetes_engine import GKEClusterConnection, GKEHook
@@ -11,6 +13,8 @@ from tpu_migration.clients.gke import NodePools
 from tpu_migration.clients.kubernetes import Kubernetes, client_transport
 from tpu_migration.domain.plan import Plan
 from tpu_migration.errors import PermanentError, TransientError
+
+_TOKEN_TIMEOUT_S = 5.0
 
 
 class MigrationHook(GKEHook):  # type: ignore[misc]
@@ -62,7 +66,34 @@ class MigrationHook(GKEHook):  # type: ignore[misc]
 
 
 class _Connection(GKEClusterConnection):  # type: ignore[misc]
-    """A connection that never retries by itself: a stage reads before it repeats a write."""
+    """A connection that never retries by itself: a stage reads before it repeats a write.
+
+    Tokens are refreshed by one thread at a time, with a short timeout; a token endpoint that does
+    not answer is transient, like an API that does not.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._refreshing = threading.Lock()
+
+    def _refresh_api_key_hook(self, configuration: Any) -> None:
+        with self._refreshing:
+            configuration.api_key = self._bearer_api_key(self._get_token(self._credentials))
+
+    @staticmethod
+    def _get_token(creds: Any) -> str:
+        from google.auth import exceptions as auth
+        from google.auth.transport.requests import Request
+
+        if creds.token is None or creds.expired:
+            try:
+                creds.refresh(functools.partial(Request(), timeout=_TOKEN_TIMEOUT_S))
+            except auth.TransportError as error:
+                raise TransientError(f"the token endpoint does not answer: {error}") from error
+            except auth.RefreshError as error:
+                kind = TransientError if getattr(error, "retryable", False) else PermanentError
+                raise kind(f"no token for the connection's service account: {error}") from error
+        return str(creds.token)
 
     def _get_config(self) -> Any:
         configuration = super()._get_config()

@@ -18,6 +18,7 @@ from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clock import Clock
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
+from tpu_migration.domain.routing import RouteError
 from tpu_migration.errors import NotHolderError, PermanentError, SupersededError, TransientError
 from tpu_migration.lease import Holder, Lease
 from tpu_migration.names import Names
@@ -100,7 +101,7 @@ class Context:
     ) -> Context:
         """Return a context whose writes stop when its lease does."""
         lease = Lease(kube, plan.namespace, plan.workload, holder, clock)
-        return cls(plan, holder.run_id, kube.fenced(lease.check), kube, pools, clock, lease, **more)
+        return cls(plan, holder.run_id, kube.fenced(lease.check), kube, pools.fenced(lease.check), clock, lease, **more)
 
     def expect(self, *phases: Phase) -> Record | None:
         """Return the record if its phase is one of `phases`, None if the migration is past them.
@@ -199,7 +200,7 @@ class StageRun:
             longest = _WATCH_BACKOFF_MAX_S if self.stage.watches_users else _BACKOFF_MAX_S
             delay = min(longest, 0.25 * 2**self._failures)
             return Waiting(delay, f"will try again: {error}")
-        except PermanentError as error:
+        except (PermanentError, RouteError) as error:
             outcome = Failed(str(error))
             self._note_failure(outcome)
         except Exception as error:

@@ -7,16 +7,19 @@ from dataclasses import replace
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent
+from tpu_migration.domain.watch import Sample, begun_between
 from tpu_migration.errors import PermanentError
 from tpu_migration.record import Record
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding
-from tpu_migration.stages.objects import is_ready, pods_of
+from tpu_migration.stages.objects import is_ready, other_routes, pods_of
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 
 _DRAIN_WINDOW_S = 10.0  # nothing may be in flight on the source for this long
+_STRAY = 2  # our own probes and their counters are not read in the same instant
 _POLL_S = 2.0
+_REPLICA_PATIENCE_S = 1800.0  # a TPU replica restarts in tens of minutes
 
 
 def step(ctx: Context) -> Outcome:
@@ -26,7 +29,8 @@ def step(ctx: Context) -> Outcome:
     record = ctx.expect(Phase.COMMITTED, Phase.DECOMMISSIONING)
     if record is None:
         return Done()
-    _check_users_are_safe(ctx, record)
+    if (waiting := _check_users_are_safe(ctx, record)) is not None:
+        return waiting
     if record.phase is Phase.COMMITTED:
         return _drain(ctx, record)
     if ctx.plan.source_release == "keep":
@@ -34,37 +38,53 @@ def step(ctx: Context) -> Outcome:
     return _release(ctx, record)
 
 
-def _check_users_are_safe(ctx: Context, record: Record) -> None:
-    """Refuse to give anything up unless the target carries everybody right now."""
-    route = ctx.kube.get(k8s.HTTP_ROUTES, record.source.route, ctx.plan.namespace)
+def _check_users_are_safe(ctx: Context, record: Record) -> Waiting | None:
+    """Refuse to give anything up unless the target carries everybody right now.
+
+    Waits for a while for what may come back by itself: a replica that restarts.
+    """
+    namespace, source = ctx.plan.namespace, record.source
+    route = ctx.kube.get(k8s.HTTP_ROUTES, source.route, namespace)
     if route is None:
-        raise PermanentError(f"HTTPRoute {record.source.route} is gone: nothing is given up")
-    percent = target_percent(rules_of(route), record.source.service, record.target)
-    if percent != 100 or epoch_of(route) != record.epoch:
+        raise PermanentError(f"HTTPRoute {source.route} is gone: nothing is given up")
+    percent, epoch = target_percent(rules_of(route), source.service, record.target), epoch_of(route, record.workload)
+    if percent != 100 or epoch != record.epoch:
         raise PermanentError(
-            f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch_of(route)} (record: "
+            f"HTTPRoute {source.route} gives the target {percent} % at epoch {epoch} (record: "
             f"{record.epoch}): users are not all on the target, nothing is given up"
         )
-    deployment = ctx.kube.get(k8s.DEPLOYMENTS, record.target, ctx.plan.namespace)
-    pods = pods_of(ctx.kube, ctx.plan.namespace, deployment) if deployment else []
-    nodes = {pod["spec"].get("nodeName") for pod in pods if is_ready(pod)}
-    needed = 1 if ctx.plan.accept_single_replica else 2
-    if len(nodes) < needed:
+    if others := other_routes(ctx, source.service, source.route):
         raise PermanentError(
-            f"{len(nodes)} TPU nodes carry a ready replica, {needed} are needed before GPUs go (or say "
-            "accept_single_replica): nothing is given up"
+            f"HTTPRoute {', '.join(others)} sends users to {source.service}: move them to {record.target} first; "
+            "nothing is given up"
         )
+    deployment = ctx.kube.get(k8s.DEPLOYMENTS, record.target, namespace)
+    pods = pods_of(ctx.kube, namespace, deployment) if deployment else []
+    nodes = {pod["spec"].get("nodeName") for pod in pods if is_ready(pod)}
+    needed = ctx.plan.target_replicas
+    if len(nodes) >= needed:
+        ctx.memory.pop("too_few_since", None)
+        return None
+    now = ctx.clock.monotonic()
+    if now - ctx.memory.setdefault("too_few_since", now) > _REPLICA_PATIENCE_S:
+        raise PermanentError(
+            f"{len(nodes)} TPU nodes carry a ready replica, the plan's {needed} are needed before GPUs go: nothing is "
+            "given up; clear this task when they are back"
+        )
+    return Waiting(_POLL_S, f"{len(nodes)} of {needed} TPU replicas are ready: nothing is given up before all are")
 
 
 def _drain(ctx: Context, record: Record) -> Outcome:
-    """Wait until nothing has been in flight on the source for a whole window."""
+    """Wait until nothing has begun or been in flight on the source for a whole window."""
     sample = look(ctx, record)
     flight = sample.source.in_flight
-    if flight is None or flight > 0:
-        ctx.memory.pop("idle_since", None)
-        told = "does not say" if flight is None else f"still serves {flight:.0f} requests"
+    first: Sample = ctx.memory.setdefault("idle_since", sample)
+    begun = begun_between(first.source, sample.source)
+    if flight is None or flight > 0 or begun > _STRAY:
+        del ctx.memory["idle_since"]
+        told = "does not say" if flight is None else f"still serves {flight:.0f} requests, {begun:.0f} new ones came"
         return Waiting(1.0, f"draining: the source {told}")
-    idle_s = sample.at - ctx.memory.setdefault("idle_since", sample.at)
+    idle_s = sample.at - first.at
     if idle_s < _DRAIN_WINDOW_S:
         return Waiting(1.0, f"draining: the source has been idle for {idle_s:.0f} of {_DRAIN_WINDOW_S:.0f} s")
     ctx.update(lambda r: r.moved_to(Phase.DECOMMISSIONING))
@@ -102,10 +122,11 @@ def _delete_pool(ctx: Context, pool: str) -> None:
     nodes = {
         each["metadata"]["name"] for each in ctx.kube.list(k8s.NODES, labels=f"cloud.google.com/gke-nodepool={pool}")
     }
+    # In every namespace: what others run there goes with the pool.
     others = [
         f"{pod['metadata'].get('namespace', '')}/{pod['metadata']['name']}"
         for node in sorted(nodes)
-        for pod in ctx.kube.list(k8s.PODS, ctx.plan.namespace, fields=f"spec.nodeName={node}")
+        for pod in ctx.kube.list(k8s.PODS, fields=f"spec.nodeName={node}")
         if not any(o.get("kind") == "DaemonSet" for o in pod["metadata"].get("ownerReferences") or [])
     ]
     if others:

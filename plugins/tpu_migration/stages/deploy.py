@@ -10,12 +10,18 @@ from tpu_migration.clients.kubernetes import Object
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import arm_probe_route
 from tpu_migration.errors import PermanentError
-from tpu_migration.names import ARM_HEADER, RUN_LABEL, SOURCE_ARM, TARGET_ARM, run_hash
+from tpu_migration.names import ARM_HEADER, SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import manifests
 from tpu_migration.stages.base import Context, Done, Outcome
 from tpu_migration.stages.load import host_arguments
-from tpu_migration.stages.objects import config_maps_of, source_objects, template_hash, translated
+from tpu_migration.stages.objects import (
+    config_maps_of,
+    refuse_foreign_target,
+    source_objects,
+    template_hash,
+    translated,
+)
 
 
 def step(ctx: Context) -> Outcome:
@@ -27,7 +33,7 @@ def step(ctx: Context) -> Outcome:
     source = ctx.kube.get(k8s.DEPLOYMENTS, plan.workload, plan.namespace)
     if source is None:
         raise PermanentError(f"Deployment {plan.workload} is gone since preflight: nothing is left to translate")
-    _refuse_foreign_target(ctx)
+    refuse_foreign_target(ctx)
     objects = source_objects(ctx.kube, plan.namespace, source)
     config = config_maps_of(ctx.kube, plan.namespace, source)
     translation = translated(ctx, [source, *objects], config, record.source.max_model_len)
@@ -49,15 +55,6 @@ def step(ctx: Context) -> Outcome:
     for warning in translation.warnings:
         ctx.log("warning %s: %s %s", warning.path, warning.message, warning.remedy)
     return Done({"deployment": ctx.names.target, "changes": len(translation.changes)})
-
-
-def _refuse_foreign_target(ctx: Context) -> None:
-    found = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, ctx.plan.namespace)
-    if found and found["metadata"].get("labels", {}).get(RUN_LABEL) != run_hash(ctx.run_id):
-        raise PermanentError(
-            f"Deployment {ctx.names.target} exists and is not of this run: an earlier run was held for a closer "
-            f"look, or somebody made it; delete it first (`tpu-migration restore {ctx.plan.workload}` does not)"
-        )
 
 
 def _ours(ctx: Context, manifest: Object) -> Object:

@@ -215,11 +215,14 @@ def _events(ctx: Context, record: Record, arm: str) -> ArmEvents:
     before: dict[str, dict[str, float]] = record.notes["gate_before"][arm]
     after = _arm_state(ctx, record, arm)
 
-    def grown(what: str) -> int:
-        return int(sum(after[name][what] - before[name][what] for name in before.keys() & after.keys()))
+    def grown(what: str) -> int | None:
+        growth = [after[name][what] - before[name][what] for name in before.keys() & after.keys()]
+        # A count that shrank was begun anew (a log that was rotated, a counter of a new process): unknown.
+        return None if any(each < 0 for each in growth) else int(sum(growth))
 
     replaced = len(before.keys() ^ after.keys())
-    return ArmEvents(grown("compiles"), grown("restarts") + replaced, grown("preemptions"))
+    restarts = grown("restarts")
+    return ArmEvents(grown("compiles"), None if restarts is None else restarts + replaced, grown("preemptions"))
 
 
 def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) -> tuple[ArmCost | None, ArmCost | None]:

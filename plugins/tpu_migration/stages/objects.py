@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Kubernetes, Object
 from tpu_migration.domain.accelerators import Slice
+from tpu_migration.domain.routing import points_at
 from tpu_migration.domain.translation import Sizing, Translation, translate
+from tpu_migration.errors import PermanentError
+from tpu_migration.names import RUN_LABEL, run_hash
 from tpu_migration.resources import accelerators
 from tpu_migration.stages.base import Context
 
@@ -52,6 +55,15 @@ def source_objects(kube: Kubernetes, namespace: str, deployment: Object) -> list
 
 def _selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
     return bool(selector) and all(labels.get(key) == value for key, value in (selector or {}).items())
+
+
+def other_routes(ctx: Context, service: str, route: str) -> list[str]:
+    """Return the names of other HTTPRoutes of the namespace that send a share of their requests to the Service."""
+    return sorted(
+        each["metadata"]["name"]
+        for each in ctx.kube.list(k8s.HTTP_ROUTES, ctx.plan.namespace)
+        if each["metadata"]["name"] not in (route, ctx.names.probe_route) and points_at(each, service)
+    )
 
 
 def config_maps_of(kube: Kubernetes, namespace: str, deployment: Object) -> dict[str, Object]:
@@ -97,6 +109,16 @@ def translated(
         config=config,
         sizing=Sizing(max_model_len=max_model_len),
     )
+
+
+def refuse_foreign_target(ctx: Context) -> None:
+    """Refuse to work on a target Deployment that another run, or somebody, made."""
+    found = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, ctx.plan.namespace)
+    if found and found["metadata"].get("labels", {}).get(RUN_LABEL) != run_hash(ctx.run_id):
+        raise PermanentError(
+            f"Deployment {ctx.names.target} exists and is not of this run. If an earlier run was held for a closer "
+            f"look, end it with `tpu-migration restore {ctx.plan.workload}` and start again; else delete or rename it"
+        )
 
 
 def template_hash(deployment: Object) -> str:

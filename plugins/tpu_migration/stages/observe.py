@@ -24,9 +24,10 @@ def look(ctx: Context, record: Record) -> Sample:
     slices = kube.list(ENDPOINT_SLICES, namespace, labels=selector)
     pods = {service: _pods(slices, service) for service in services}
     vllm = Vllm(kube, namespace, record.source.port)
+    # First what this product asks itself, then the counters: they have seen it by then.
+    dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
     everyone = [name for service in services for name in pods[service]]
     scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
-    dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
     stats = prober_stats(ctx)
     arms = stats.arms if stats else {}
     probe = None
@@ -37,7 +38,7 @@ def look(ctx: Context, record: Record) -> Sample:
     def side(service: str, name: str, own: float) -> ArmSample:
         probed = arms.get(name)
         if probed:  # a prober that is silent for a moment has not unmade its requests
-            ctx.memory[f"probed_{name}"] = float(probed.ok + probed.failed)
+            ctx.memory[f"probed_{name}"] = float(probed.ok + probed.failed + probed.in_flight)
         return ArmSample(
             ready=sum(pods[service].values()),
             pods={pod: scraped[pod] for pod in pods[service]},

@@ -10,7 +10,7 @@ from tpu_migration.stages.base import Context
 
 
 def pin_source(ctx: Context, record: Record) -> None:
-    """Hold the source's replicas: the HPA may not go below them, no eviction may take one.
+    """Hold the source at what the peak needs: the HPA may not go below it, no eviction may take one.
 
     The HPA's original minimum is in the record since preflight, before anything was changed.
     """

@@ -9,7 +9,7 @@ from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain import routing
-from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 from tpu_migration.domain.translation import describe_source
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Snapshots, Source
@@ -17,7 +17,15 @@ from tpu_migration.resources import policy
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
 from tpu_migration.stages.heartbeat import guard_heartbeat
 from tpu_migration.stages.left_behind import end_what_was_left_behind, wait_for_dead_lease
-from tpu_migration.stages.objects import config_maps_of, pods_of, source_objects, stripped, translated
+from tpu_migration.stages.objects import (
+    config_maps_of,
+    other_routes,
+    pods_of,
+    refuse_foreign_target,
+    source_objects,
+    stripped,
+    translated,
+)
 
 _RIGHTS = (
     ("get", k8s.PODS, ""),
@@ -56,6 +64,7 @@ def step(ctx: Context) -> Outcome:
     if (waiting := guard_heartbeat(ctx, early_look=True)) is not None:
         return waiting
     deployment = _deployment(ctx)
+    refuse_foreign_target(ctx)
     objects = source_objects(ctx.kube, plan.namespace, deployment)
     config = config_maps_of(ctx.kube, plan.namespace, deployment)
     source, snapshot = _source(ctx, deployment, objects, config, existing)
@@ -64,7 +73,8 @@ def step(ctx: Context) -> Outcome:
     if blockers := translated(ctx, [deployment, *objects], config, source.max_model_len).blockers:
         told = "; ".join(f"{each.path}: {each.message} {each.remedy}".strip() for each in blockers)
         raise PermanentError(f"{plan.workload} cannot run on {plan.target}: {told}")
-    epoch = max(existing.epoch if existing else 0, routing.epoch_of(_route_in(snapshot))) + 1
+    above = max(existing.epoch if existing else 0, routing.epoch_of(_route_in(snapshot), plan.workload))
+    epoch = Snapshots(ctx.kube, plan.namespace, plan.workload).next_epoch(ctx.run_id, above)
     return _begin(ctx, source, snapshot, epoch)
 
 
@@ -110,6 +120,11 @@ def _take_lease(ctx: Context) -> Waiting | None:
 
 
 def _refuse_a_second_run(ctx: Context, existing: Record) -> None:
+    if existing.phase in AFTER_COMMIT:
+        raise PermanentError(
+            f"{ctx.plan.workload} is {existing.phase} by run {existing.run_id}: users are on TPU and the GPUs are "
+            "being given up; clear the task `decommission` of that run to go on; nothing was changed by this run"
+        )
     raise PermanentError(
         f"{ctx.plan.workload} is being migrated by run {existing.run_id} (phase {existing.phase}): wait for its "
         f"end, or send users home with `tpu-migration restore {ctx.plan.workload}` and start again; nothing was "
@@ -179,25 +194,14 @@ def _source(
     route, service = _route_and_service(ctx, services)
     if reason := routing.unsupported(route):
         raise PermanentError(reason)
-    left_over = [
-        r
-        for rule in routing.rules_of(route)
-        for r in rule.get("backendRefs") or []
-        if r.get("name") == ctx.names.target
-    ]
-    if left_over or (routing.epoch_of(route) and existing is None):
-        what = f"points at {ctx.names.target}" if left_over else f"carries {routing.EPOCH_ANNOTATION}"
-        raise PermanentError(
-            f"HTTPRoute {route['metadata']['name']} {what}, but no record says why: an earlier migration was not "
-            f"ended cleanly; run `tpu-migration restore {plan.workload}`, or remove it from the route by hand"
-        )
+    _check_route(ctx, route, service, existing)
     hpa = next((each for each in objects if each["kind"] == "HorizontalPodAutoscaler"), None)
     source = Source(
         deployment=plan.workload,
         service=service["metadata"]["name"],
         port=described.port,
         route=route["metadata"]["name"],
-        replicas=deployment["spec"].get("replicas", 1),
+        replicas=_peak_replicas(ctx, deployment, hpa),
         accelerator=described.accelerator,
         chips=described.chips,
         model=described.model,
@@ -211,6 +215,42 @@ def _source(
         hpa_min_replicas=hpa["spec"].get("minReplicas", 1) if hpa else None,
     )
     return source, [stripped(each) for each in (deployment, *objects, route)]
+
+
+def _peak_replicas(ctx: Context, deployment: Object, hpa: Object | None) -> int:
+    """Return how many replicas the source must hold while users move: enough for all of them at the peak."""
+    live, asked = int(deployment["spec"].get("replicas", 1)), ctx.plan.source_peak_replicas
+    most = int(hpa["spec"].get("maxReplicas", live)) if hpa else live
+    if not asked and most > live:
+        raise PermanentError(
+            f"{ctx.plan.workload} runs {live} replicas now, and its autoscaler may take it to {most}: give "
+            "source_peak_replicas, how many it needs at the peak, so that all users can come back at any time"
+        )
+    if asked > most:
+        raise PermanentError(
+            f"source_peak_replicas={asked}, but {ctx.plan.workload} cannot have more than {most}: scale it, or raise "
+            "its autoscaler's maximum, before the migration"
+        )
+    return max(live, asked)
+
+
+def _check_route(ctx: Context, route: Object, service: Object, existing: Record | None) -> None:
+    """Refuse a route that an earlier migration left half done, that cannot be split, or that is not the only one."""
+    workload, rules = ctx.plan.workload, routing.rules_of(route)
+    name, service_name = route["metadata"]["name"], service["metadata"]["name"]
+    to_target = any(ref.get("name") == ctx.names.target for rule in rules for ref in rule.get("backendRefs") or [])
+    if to_target or (routing.epoch_of(route, workload) and existing is None):
+        what = f"points at {ctx.names.target}" if to_target else f"carries {routing.epoch_annotation(workload)}"
+        raise PermanentError(
+            f"HTTPRoute {name} {what}, but no record says why: an earlier migration was not "
+            "ended cleanly; take it out of the route by hand, once users are where they should be"
+        )
+    if others := other_routes(ctx, service_name, name):
+        raise PermanentError(
+            f"besides {name}, HTTPRoute {', '.join(others)} sends users to {service_name}: they would stay behind and "
+            "lose their backend with the GPUs; move their rules into one route"
+        )
+    routing.with_target(rules, rules, service_name, ctx.names.target, 1)
 
 
 def _route_and_service(ctx: Context, services: list[Object]) -> tuple[Object, Object]:
@@ -231,8 +271,11 @@ def _route_and_service(ctx: Context, services: list[Object]) -> tuple[Object, Ob
     if len(found) == 1:
         return found[0]
     if found:
-        choices = ", ".join(sorted({r["metadata"]["name"] for r, _ in found}))
-        raise PermanentError(f"several HTTPRoutes point at {', '.join(names)}: say which in `route` ({choices})")
+        several = ", ".join(sorted({r["metadata"]["name"] for r, _ in found}))
+        raise PermanentError(
+            f"several HTTPRoutes ({several}) or Services ({', '.join(names)}) lead to {plan.workload}: only one can be "
+            "shifted, and the users of the others would lose their backend with the GPUs; put them into one"
+        )
     if plan.route:
         points_at = sorted(
             {str(ref.get("name")) for rule in routing.rules_of(routes[0]) for ref in rule.get("backendRefs") or []}

@@ -28,8 +28,8 @@ def step(ctx: Context) -> Outcome:
         operation = ctx.pools.operation(record.operation)
         if operation.error:
             raise PermanentError(
-                f"node pool {ctx.names.pool}: {operation.error}; try another zone, another kind of capacity "
-                "(`capacity`), or ask for a reservation"
+                f"node pool {ctx.names.pool}: {operation.error}; try another zone (`tpu_zone`), another kind of "
+                "capacity (`capacity`), or ask for a reservation"
             )
     if pool is None:
         return _create(ctx, record, wanted)
@@ -57,7 +57,7 @@ def _create(ctx: Context, record: Record, wanted: Slice) -> Outcome:
         )
     ctx.update(lambda r: replace(r, intent=f"create node pool {name}"))
     plan = ctx.plan
-    zone = plan.location if plan.location.count("-") == 2 else f"{plan.location}-a"
+    zone = plan.tpu_zone or (plan.location if plan.location.count("-") == 2 else f"{plan.location}-a")
     spec = PoolSpec(
         name=name,
         machine_type=wanted.machine_type,

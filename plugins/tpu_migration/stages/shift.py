@@ -13,7 +13,7 @@ from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
-from tpu_migration.domain.watch import Limits, Sample, Watch
+from tpu_migration.domain.watch import MIN_JUDGED, Limits, Sample, Split, Watch
 from tpu_migration.errors import (
     ConflictError,
     NotHolderError,
@@ -24,7 +24,7 @@ from tpu_migration.errors import (
 from tpu_migration.names import TARGET_ARM
 from tpu_migration.record import Record, Shift
 from tpu_migration.resources import policy
-from tpu_migration.restore import restore, with_epoch
+from tpu_migration.restore import ready_endpoints, restore, with_epoch
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.heartbeat import guard_heartbeat
 from tpu_migration.stages.objects import template_hash
@@ -35,6 +35,9 @@ from tpu_migration.stages.probes import MAIN_ARM, prober_stats
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_COMPARE_EVERY_S = 10.0
+_NOTE_WATCHED_S = 10.0
+_GAP_S = 30.0
 _FOLLOW_BUDGET_S = 120.0  # GKE takes about 8 s for weights and up to 60 s for a new backend
 _FOLLOW_RESTORE_S = 60.0
 
@@ -67,15 +70,17 @@ def _keep(ctx: Context) -> Outcome:
         return _begin(ctx, record)
     ctx.memory["users_may_be_on_target"] = True
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
-    if route is not None and epoch_of(route) > record.epoch:
+    if route is not None and epoch_of(route, record.workload) > record.epoch:
         return _adopt(ctx, record, route)
     try:
         sample = look(ctx, record)
     except TransientError as error:
         return _blind(ctx, error)
     ctx.memory.pop("blind_since", None)
-    breach = _disturbed(ctx, record, route) or _watch(ctx).add(
-        sample, target_has_users=record.shift.percent > 0, source_replicas=record.source.replicas
+    breach = (
+        _disturbed(ctx, record, route)
+        or _watch(ctx).add(sample, target_has_users=record.shift.percent > 0, source_replicas=record.source.replicas)
+        or _swapped(ctx, record)
     )
     if breach:
         return _breach(ctx, breach)
@@ -101,6 +106,9 @@ def _begin(ctx: Context, record: Record) -> Outcome:
         if arm not in arms or not arms[arm].ok or arms[arm].consecutive_failures:
             return Waiting(1.0, f"waiting for the prober's answers on the way '{arm}'")
     pin_source(ctx, record)
+    ready = ready_endpoints(ctx.kube, ctx.plan.namespace, record.source.service)
+    if ready < record.source.replicas:
+        return Waiting(2.0, f"{ready} of the source's {record.source.replicas} replicas are ready to take all back")
     ctx.update(lambda r: replace(r.moved_to(Phase.SHIFTING), shift=Shift()))
     return Waiting(0, "the source is pinned; the shift begins")
 
@@ -122,10 +130,11 @@ def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None
     if expected.written is None:
         return None
     percent = target_percent(rules_of(route), record.source.service, record.target)
-    if percent == expected.percent and epoch_of(route) == record.epoch:
+    epoch = epoch_of(route, record.workload)
+    if percent == expected.percent and epoch == record.epoch:
         return None
     return (
-        f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch_of(route)}, this run had "
+        f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch}, this run had "
         f"written {expected.percent} % at epoch {record.epoch}; last written by {_last_writer(route)}"
     )
 
@@ -136,29 +145,67 @@ def _last_writer(route: Object) -> str:
     return str(newest.get("manager", "an unknown manager"))
 
 
+def _swapped(ctx: Context, record: Record) -> str | None:
+    """Say whether the target still is what passed the gate; looked at every ten seconds."""
+    now = ctx.clock.monotonic()
+    if now - ctx.memory.get("compared_at", -1e9) < _COMPARE_EVERY_S:
+        return None
+    ctx.memory["compared_at"] = now
+    deployment = ctx.kube.get(k8s.DEPLOYMENTS, record.target, ctx.plan.namespace)
+    if deployment is not None and template_hash(deployment) == record.template_hash:
+        return None
+    return f"Deployment {record.target} is not the one that passed the gate any more: its pod template was changed"
+
+
 def _advance(ctx: Context, record: Record, route: Object, sample: Sample) -> Outcome:
     """Verify the last step by observed traffic, bake it, then take the next; or soak and commit."""
-    steps, shift, now = ctx.plan.steps, record.shift, ctx.clock.now()
+    shift = record.shift
     if shift.step < 0:
         return _take_step(ctx, route, 0)
     if shift.written is None:
         return _write_step(ctx, route, shift)
     if shift.observed is None:
         return _wait_for_split(ctx, record, shift)
-    last = shift.step == len(steps) - 1
-    needed = ctx.plan.soak_s if last else ctx.plan.bake_s
-    left = needed - (now - shift.observed)
+    shift = _note_watched(ctx, shift)
+    last = shift.step == len(ctx.plan.steps) - 1
+    what = "soaking" if last else f"baking {shift.percent} %"
+    left = (ctx.plan.soak_s if last else ctx.plan.bake_s) - (ctx.clock.now() - (shift.observed or 0.0))
     if left > 0:
-        what = "soaking" if last else f"baking {shift.percent} %"
         flight = sample.target.in_flight
-        return Waiting(
-            min(_LOOK_EVERY_S, left),
-            f"{what}, {left:.0f} s left; {flight if flight is None else int(flight)} requests on the target",
-        )
+        running = "an unknown number of" if flight is None else f"{flight:.0f}"
+        return Waiting(min(_LOOK_EVERY_S, left), f"{what}, {left:.0f} s left; {running} requests on the target")
+    if (why := _not_yet(ctx, record, sample)) is not None:
+        return Waiting(_LOOK_EVERY_S, f"{what}, held: {why}")
     if not last:
         return _take_step(ctx, route, shift.step + 1)
     ctx.update(lambda r: r.moved_to(Phase.COMMITTED))
-    return Done({"steps": list(steps), "soaked_s": round(now - shift.observed, 1)})
+    return Done({"steps": list(ctx.plan.steps), "soaked_s": ctx.plan.soak_s})
+
+
+def _not_yet(ctx: Context, record: Record, sample: Sample) -> str | None:
+    """Say what is missing for the next step or the commit: missing evidence never counts as good."""
+    judged = _watch(ctx).judged()
+    if judged < MIN_JUDGED:
+        return f"{judged:.0f} of {MIN_JUDGED} requests on the target were seen since the step began"
+    if sample.target.ready < ctx.plan.target_replicas:
+        return f"{sample.target.ready} of {ctx.plan.target_replicas} target replicas are ready"
+    if (waiting := guard_heartbeat(ctx)) is not None:
+        return waiting.why
+    return None
+
+
+def _note_watched(ctx: Context, shift: Shift) -> Shift:
+    """Write down now and then that somebody watched; time in which nobody did is not counted."""
+    now = ctx.clock.now()
+    last = shift.watched or shift.observed or now
+    if now - last < _NOTE_WATCHED_S:
+        return shift
+    gap = now - last > _GAP_S
+    if gap:
+        ctx.log("nobody watched for %.0f s: the wait begins anew", now - last)
+    noted = replace(shift, watched=now, observed=now if gap else shift.observed)
+    ctx.update(lambda r: replace(r, shift=noted))
+    return noted
 
 
 def _take_step(ctx: Context, route: Object, index: int) -> Outcome:
@@ -173,13 +220,16 @@ def _write_step(ctx: Context, route: Object, shift: Shift) -> Outcome:
     record = ctx.expect(Phase.SHIFTING, Phase.SOAKING)
     if record is None or record.shift != shift:
         return Waiting(0, "the record moved on; looking again")
-    rules = with_target(record.source.rules, record.source.service, record.target, shift.percent)
+    source = record.source
+    rules = with_target(rules_of(route), source.rules, source.service, record.target, shift.percent)
+    changed = {**route, "spec": {**route["spec"], "rules": rules}}
     try:
-        ctx.kube.replace(with_epoch({**route, "spec": {**route["spec"], "rules": rules}}, record.epoch))
+        ctx.kube.replace(with_epoch(changed, record.workload, record.epoch))
     except ConflictError:
         return Waiting(0, "the route was written by somebody else just now; looking again")
     now = ctx.clock.now()
     ctx.memory["written_at"] = ctx.clock.monotonic()
+    _watch(ctx).begin_step()
     ctx.update(lambda r: replace(r, shift=replace(shift, written=now), intent=""))
     ctx.log("the target has %d %% of the weight", shift.percent)
     return Waiting(_LOOK_EVERY_S, f"the target has {shift.percent} % of the weight; waiting for traffic to follow")
@@ -187,7 +237,8 @@ def _write_step(ctx: Context, route: Object, shift: Shift) -> Outcome:
 
 def _wait_for_split(ctx: Context, record: Record, shift: Shift) -> Outcome:
     since = ctx.memory.setdefault("written_at", ctx.clock.monotonic())
-    split = _watch(ctx).split(since)
+    enough = Split.enough(shift.percent)
+    split = _watch(ctx).split(since, enough)
     if split.follows(shift.percent):
         now = ctx.clock.now()
         last = shift.step == len(ctx.plan.steps) - 1
@@ -200,7 +251,7 @@ def _wait_for_split(ctx: Context, record: Record, shift: Shift) -> Outcome:
         ctx.log("%s: the split follows %d %%", split, shift.percent)
         return Waiting(_LOOK_EVERY_S, f"{split}")
     waited = ctx.clock.monotonic() - since
-    if waited > _FOLLOW_BUDGET_S:
+    if waited > _FOLLOW_BUDGET_S and split.total >= enough:
         return _breach(ctx, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
     return Waiting(_LOOK_EVERY_S, f"{split}, waiting for {shift.percent} %")
 
@@ -233,8 +284,8 @@ def _breach(ctx: Context, reason: str) -> Outcome:
 
 def _adopt(ctx: Context, record: Record, route: Object) -> Outcome:
     """Accept that somebody restored: tell the record if they could not, and stop."""
-    reason = f"the route is at epoch {epoch_of(route)}, above the record's {record.epoch}: somebody restored it"
-    return _breach(ctx, reason)
+    epoch = epoch_of(route, record.workload)
+    return _breach(ctx, f"the route is at epoch {epoch}, above the record's {record.epoch}: somebody restored it")
 
 
 def _watch_restore(ctx: Context) -> Outcome:

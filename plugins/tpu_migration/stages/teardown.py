@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tpu_migration.clients.gke import CALL_TIMEOUT_S
 from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
-from tpu_migration.errors import TransientError
+from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Snapshots
-from tpu_migration.restore import restore
+from tpu_migration.restore import observed_percent, observed_safe_route, restore
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
 from tpu_migration.stages.observe import look
@@ -23,6 +24,8 @@ from tpu_migration.stages.shift import traffic_has_left_target
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0
+_GATEWAY_FOLLOWS_S = 60.0  # GKE: 8 s for weights, up to 36 s with endpoints, 60 s for a backend
+_LATE_CREATE_S = 2 * CALL_TIMEOUT_S + 5.0
 _DRAIN_S = 600.0  # the longest stream that is waited for before the TPU pods are told to end
 
 
@@ -42,6 +45,8 @@ def step(ctx: Context) -> Outcome:
         return _release(ctx, record, Phase.PROVEN)
     if record.phase is not Phase.FALLING_BACK or not _route_is_restored(ctx, record):
         return _restore(ctx, record)
+    if observed_percent(ctx.kube, record):
+        return _bring_the_rest_home(ctx, record)
     if record.fallback and record.fallback.observed is None:
         return _verify(ctx, record)
     return _release(ctx, record, Phase.FALLEN_BACK)
@@ -49,8 +54,11 @@ def step(ctx: Context) -> Outcome:
 
 def _without_record(ctx: Context) -> Outcome:
     """Tell a run that never began from one whose record somebody deleted: that one's users go home."""
-    if not Snapshots(ctx.kube, ctx.plan.namespace, ctx.plan.workload).newest_is_of(ctx.run_id):
-        return Failed("this run made nothing: see the failed stage")
+    snapshots = Snapshots(ctx.kube, ctx.plan.namespace, ctx.plan.workload)
+    snapshot = snapshots.newest() if snapshots.newest_is_of(ctx.run_id) else None
+    route = ctx.kube.get(HTTP_ROUTES, snapshot[1].route, ctx.plan.namespace) if snapshot else None
+    if snapshot is None or (route is not None and not epoch_of(route, ctx.plan.workload)):
+        return Failed("this run moved nobody: see the failed stage")
     reason = f"the record of {ctx.plan.workload} was deleted in mid-run"
     restore(
         ctx.unfenced,
@@ -89,7 +97,15 @@ def why_it_failed(record: Record) -> str:
 
 def _route_is_restored(ctx: Context, record: Record) -> bool:
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
-    return route is not None and epoch_of(route) == record.epoch
+    return route is not None and epoch_of(route, record.workload) == record.epoch
+
+
+def _bring_the_rest_home(ctx: Context, record: Record) -> Outcome:
+    """Restore once more as soon as the source serves again: it did not when users were last sent somewhere."""
+    if observed_safe_route(ctx.kube, record).target_percent:
+        return Waiting(2.0, "users are on the target, because the source has no ready endpoint; waiting for one")
+    ctx.memory.pop("verify_since", None)
+    return _restore(ctx, record)
 
 
 def _verify(ctx: Context, record: Record) -> Outcome:
@@ -107,26 +123,52 @@ def _verify(ctx: Context, record: Record) -> Outcome:
 
 def _release(ctx: Context, record: Record, end: Phase) -> Outcome:
     """Let streams end, then remove the target, its pool and the scaffolding."""
-    if (waiting := _streams_still_run(ctx, record)) is not None:
+    if (waiting := _gateway_may_still_follow(ctx, record) or _streams_still_run(ctx, record)) is not None:
         return waiting
     unpin_source(ctx, record)
     remove_scaffolding(ctx)
     if not remove_target(ctx):
         return Waiting(2.0, "the TPU pods are ending")
+    if (waiting := _pool_is_there(ctx, record)) is not None:
+        return waiting
+    ended = ctx.update(lambda r: replace(r.moved_to(end), intent="", operation=""))
+    return _end(ended)
+
+
+def _pool_is_there(ctx: Context, record: Record) -> Waiting | None:
+    """Cancel, read, delete; None once the pool is gone and nothing can bring it back."""
     if record.operation:
-        operation = ctx.pools.operation(record.operation)
-        if not operation.done:
-            ctx.pools.cancel(record.operation)
-            ctx.update(lambda r: replace(r, operation=""))
-            return Waiting(2.0, f"cancelling {record.operation}: a pool that comes late must not stay")
+        _cancel(ctx, record.operation)
+        ctx.update(lambda r: replace(r, operation=""))
+        return Waiting(2.0, f"cancelling {record.operation}: a pool that comes late must not stay")
     pool = ctx.pools.get(record.pool)
     running = ctx.pools.running_operations(record.pool)
     if pool is not None and pool.status != "STOPPING" and not running:
         ctx.pools.delete(record.pool)
     if pool is not None or running:
+        ctx.memory.pop("pool_gone_since", None)
         return Waiting(3.0, f"node pool {record.pool} is being deleted")
-    ended = ctx.update(lambda r: replace(r.moved_to(end), intent="", operation=""))
-    return _end(ended)
+    gone_s = ctx.clock.monotonic() - ctx.memory.setdefault("pool_gone_since", ctx.clock.monotonic())
+    if record.intent.startswith("create node pool") and gone_s < _LATE_CREATE_S:
+        return Waiting(3.0, f"seeing that no late answer still makes node pool {record.pool}")
+    return None
+
+
+def _cancel(ctx: Context, operation: str) -> None:
+    """Ask for an end; one that is over already, or forgotten, is none to wait for."""
+    try:
+        if not ctx.pools.operation(operation).done:
+            ctx.pools.cancel(operation)
+    except PermanentError as error:
+        ctx.log("going on: %s", error)
+
+
+def _gateway_may_still_follow(ctx: Context, record: Record) -> Waiting | None:
+    """Hold what the Gateway may still send users to, for as long as it takes at most to follow a route."""
+    if not record.shift.percent or record.fallback is None:
+        return None
+    left = record.fallback.route_written + _GATEWAY_FOLLOWS_S - ctx.clock.now()
+    return Waiting(min(left, 2.0), f"the Gateway may take {left:.0f} s more to follow everywhere") if left > 0 else None
 
 
 def _streams_still_run(ctx: Context, record: Record) -> Waiting | None:

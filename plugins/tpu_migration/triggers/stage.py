@@ -59,6 +59,10 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
             while True:
                 outcome: Outcome = await loop.run_in_executor(step_pool(), run.step)
                 if not isinstance(outcome, Waiting):
+                    if run.context.lease.replaced:
+                        # An event of ours would end the task that our newer self is working on.
+                        self.log.warning("%s goes on in another triggerer; this one keeps still", self.stage)
+                        await asyncio.Event().wait()
                     yield event(outcome)
                     return
                 if time.time() > self.deadline:
