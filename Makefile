@@ -42,7 +42,7 @@ check: $(STAMP)
 
 ## make unit              unit, simulation, DAG integrity and sandbox tests
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/e2e
+	$(BIN)/python -m pytest tests --ignore tests/e2e --numprocesses 2
 
 ## make e2e               whole migrations through the real Airflow scheduler
 e2e: $(STAMP)

@@ -84,7 +84,7 @@ async def _demo(options: argparse.Namespace) -> int:
         problems = _problems(options.fault, record, state, users)
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         (out / "report.html").write_text(render_report(record, summary))
-        _print_end(say, summary, out, problems)
+        _print_end(say, record, summary, out, problems)
         if options.hold:
             say("holding; Ctrl-C ends everything")
             await asyncio.Event().wait()
@@ -192,11 +192,11 @@ def _problems(fault: str, record: Record, state: str, users: dict[str, Any]) -> 
     return problems
 
 
-def _print_end(say: Teller, summary: dict[str, Any], out: Path, problems: list[str]) -> None:
+def _print_end(say: Teller, record: Record, summary: dict[str, Any], out: Path, problems: list[str]) -> None:
     print()
     for stage in summary["stages"]:
         print(f"  {stage['stage']:<13}{stage['state']:<9}{stage['seconds']:>7.1f} s")
-    verdict, users, fallback = summary["verdict"], summary["users"], summary["fallback"]
+    verdict, users, fallback = record.verdict, summary["users"], summary["fallback"]
     if verdict:
         print(f"\n  gate: {verdict['outcome']}")
         for check in verdict["checks"]:

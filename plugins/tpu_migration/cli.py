@@ -54,7 +54,7 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from tpu_migration.clients.kubernetes import from_environment
-    from tpu_migration.record import Record, Records, all_records
+    from tpu_migration.record import Record, RecordError, Records, all_records
     from tpu_migration.status import describe
 
     kube = from_environment()
@@ -63,21 +63,21 @@ def _status(arguments: argparse.Namespace) -> int:
         if record is None:
             print(f"{arguments.workload} has no migration in namespace {arguments.namespace}", file=sys.stderr)
             return EXIT_ERROR
-        records = [record]
+        found: dict[str, Record | RecordError] = {arguments.workload: record}
     else:
         found = all_records(kube, arguments.namespace)
-        records = [each for each in found.values() if isinstance(each, Record)]
-        for workload, damaged in found.items():
-            if not isinstance(damaged, Record):
-                print(f"{workload}: {damaged}", file=sys.stderr)
+    records = [each for each in found.values() if isinstance(each, Record)]
+    damaged = {workload: each for workload, each in found.items() if not isinstance(each, Record)}
+    for workload, error in damaged.items():
+        print(f"{workload}: {error}", file=sys.stderr)
     if arguments.format == "json":
         print(json.dumps([json.loads(each.to_json()) for each in records], indent=2))
         return 0
-    if not records:
+    if not found:
         print(f"no migrations in namespace {arguments.namespace}")
     for each in records:
         print(describe(kube, each))
-    return 0
+    return EXIT_ERROR if damaged else 0
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tpu_migration.bench.results import ResultCorrupt, client_health, parse
 from tpu_migration.domain.gate import Observations, PolicyError, judge, load_policy
+from tpu_migration.errors import PermanentError
 from tpu_migration.resources import read_text
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 2, "void": 3}
@@ -34,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
             name: parse(path.read_text(), require_checksum=False)
             for name, path in (("baseline", arguments.baseline), ("candidate", arguments.candidate))
         }
-    except (OSError, ResultCorrupt, PolicyError) as error:
+    except (OSError, UnicodeDecodeError, ResultCorrupt, PolicyError, PermanentError) as error:
         print(f"tpu-migration judge: {error}", file=sys.stderr)
         return _EXIT_INPUT
     left_out = [name for name in ("capacity", "cost") if getattr(policy, name) is not None]

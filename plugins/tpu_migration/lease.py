@@ -85,8 +85,18 @@ class Lease:
                     f"{self._workload} is being worked on by run {current.run_id} ({current.task}); "
                     f"wait for its end, or end it with `tpu-migration restore {self._workload}`"
                 )
+            if self._is_older_than(current):
+                self.replaced = True
+                raise NotHolderError(
+                    f"{self._workload}: try {current.attempt} of {current.task} holds the lease; this is try "
+                    f"{self.holder.attempt}, and stops"
+                )
             self._kube.replace(self._object(found))
         self._renewed = sent
+
+    def _is_older_than(self, other: Holder) -> bool:
+        mine = self.holder
+        return (other.run_id, other.task) == (mine.run_id, mine.task) and other.attempt > mine.attempt
 
     def renew_if_due(self) -> None:
         """Renew when ten seconds have passed; a lease found in other hands is lost for good."""
@@ -98,10 +108,7 @@ class Lease:
                 return
             try:
                 found = self._kube.get(LEASES, self._name, self._namespace)
-                identity = found["spec"].get("holderIdentity") if found else None
-                if found is None or identity != str(self.holder):
-                    self._lost = f"the lease is held by {identity or 'nobody'} now"
-                    self.replaced = Holder.parse(identity or "").run_id == self.holder.run_id
+                if self._is_lost(found) or found is None:
                     return
                 self._kube.replace(self._object(found))
                 self._renewed = sent
@@ -110,8 +117,21 @@ class Lease:
             except TransientError as error:
                 log.warning("could not renew the lease of %s: %s", self._workload, error)
 
+    def _is_lost(self, found: Object | None) -> bool:
+        """Tell whether the lease is in other hands, and remember in whose."""
+        identity = (found["spec"].get("holderIdentity") if found else None) or ""
+        if identity == str(self.holder):
+            return False
+        self._lost = f"the lease is held by {identity or 'nobody'} now"
+        self.replaced = Holder.parse(identity).run_id == self.holder.run_id
+        return True
+
     def check(self) -> None:
-        """Raise NotHolderError unless this worker may change things right now."""
+        """Raise NotHolderError unless this worker may change things right now; asked before each change.
+
+        The lease is read each time: a newer worker of the same run takes it at once, and this one
+        must not write for the ten seconds until its next renewal would tell.
+        """
         if self._lost:
             raise NotHolderError(f"{self._workload}: {self._lost}; this worker stops")
         if self._renewed is None:
@@ -122,6 +142,9 @@ class Lease:
                 f"{self._workload}: the lease was last renewed {age:.0f} s ago; this worker stops before others "
                 "may take it for dead"
             )
+        found = self._kube.get(LEASES, self._name, self._namespace)
+        if self._is_lost(found):
+            raise NotHolderError(f"{self._workload}: {self._lost}; this worker stops")
 
     def release(self) -> None:
         """Give the lease back at the end of a run; one that is in other hands is left alone."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -357,7 +358,13 @@ def _epoch_in(snapshot: Object) -> int:
 
 
 def _unpack(secret: Object) -> tuple[list[Object], Source]:
-    payload = json.loads(gzip.decompress(base64.b64decode(secret["data"]["snapshot.json.gz"])))
-    source = payload["source"]
-    source |= {key: tuple(source[key]) for key in ("served_names", "rules", "node_pools")}
-    return payload["objects"], Source(**source)
+    try:
+        payload = json.loads(gzip.decompress(base64.b64decode(secret["data"]["snapshot.json.gz"])))
+        source = payload["source"]
+        source |= {key: tuple(source[key]) for key in ("served_names", "rules", "node_pools")}
+        return payload["objects"], Source(**source)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"Secret {secret['metadata']['name']}, the snapshot of the source, is damaged ({error!r}): set the "
+            "HTTPRoute's backendRefs by hand"
+        ) from error

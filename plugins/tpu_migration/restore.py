@@ -7,6 +7,7 @@ that sees a breach calls it, the DAG's teardown, the guard, and a person at a te
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, HTTP_ROUTES, Kubernetes, Object
@@ -137,7 +138,8 @@ def _write_route(kube: Kubernetes, aim: _Aim) -> int:
     for _ in range(_ROUTE_TRIES):
         route = kube.get(HTTP_ROUTES, source.route, aim.namespace)
         if route is None:
-            _recreate_route(kube, aim)
+            with suppress(ConflictError):  # somebody else was quicker: the next look finds it
+                _recreate_route(kube, aim)
             continue
         epoch = max(_epoch_or_zero(route, aim.workload), aim.record_epoch) + 1
         live = rules_of(route)

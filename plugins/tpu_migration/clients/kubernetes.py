@@ -30,8 +30,11 @@ class Response:
     body: bytes
 
     def json(self) -> Any:
-        """Return the body as JSON values."""
-        return json.loads(self.body)
+        """Return the body as JSON values; an answer that was cut short is none, and may come whole next time."""
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise TransientError(f"an answer of {len(self.body)} bytes is no JSON: {error}") from error
 
 
 class Transport(Protocol):
@@ -273,14 +276,14 @@ def _is_object_not_found(response: Response) -> bool:
     """Tell an absent object from an absent API (whose 404 is plain text: the CRD is not installed)."""
     try:
         return bool(response.json().get("reason") == "NotFound")
-    except (ValueError, AttributeError):
+    except (TransientError, AttributeError):
         return False
 
 
 def _error(response: Response, what: str) -> Exception:
     try:
         message = response.json().get("message", "")
-    except (ValueError, AttributeError):
+    except (TransientError, AttributeError):
         message = response.body.decode("utf-8", errors="replace")[:300].strip()
     text = f"cannot {what}: {response.status} {message}"
     if response.status == 409:

@@ -25,7 +25,7 @@ _METRICS = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"), ("e2e_ms", "E2E"))
 
 def render_report(record: Record, summary: Mapping[str, Any]) -> str:
     """Return the page. Everything that came from outside is escaped."""
-    parts = [_headline(record, summary), _checks(summary["verdict"]), _distributions(record.notes.get("arms") or {})]
+    parts = [_headline(record, summary), _checks(record.verdict), _distributions(record.notes.get("arms") or {})]
     parts += [_stages(summary["stages"]), _users(summary), _facts(record)]
     body = "\n".join(part for part in parts if part)
     title = f"{record.workload}: {record.phase}"

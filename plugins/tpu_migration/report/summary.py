@@ -9,7 +9,7 @@ from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.record import Record
 from tpu_migration.status import observed_route, safe_service, stage_table
 
-_CHECK = ("name", "outcome", "value", "limit", "unit", "sentence")
+_CHECK = ("name", "outcome", "value", "limit", "unit")
 
 
 def summarise(

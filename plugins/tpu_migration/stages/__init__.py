@@ -37,7 +37,7 @@ STAGES: dict[str, Stage] = {
         Stage("deploy", deploy.step, _within(_HOUR_S / 6)),
         Stage("warm_up", warm_up.step, _within(2 * _HOUR_S)),
         Stage("gate", gate.step, _within(6 * _HOUR_S)),
-        Stage("shift", shift.step, _shift_budget_s, watches_users=True),
+        Stage("shift", shift.step, _shift_budget_s, give_up=shift.send_home, watches_users=True),
         Stage("decommission", decommission.step, _within(_HOUR_S)),
         Stage("restore", teardown.step, _within(2 * _HOUR_S), gives_lease_back=True),
     )

@@ -163,6 +163,7 @@ class Stage:
     budget_s: Callable[[Plan], float]
     takes_lease: bool = True  # preflight takes it itself, after its checks
     gives_lease_back: bool = False
+    give_up: Callable[[Context, str], object] | None = None  # what must be done when the budget is spent
     watches_users: bool = False  # short call timeouts, and never blind for long
 
 
@@ -218,6 +219,11 @@ class StageRun:
         """Give the stage up because its budget is spent, and say so in the record."""
         budget_s = self.stage.budget_s(self.context.plan)
         outcome = Failed(f"stage {self.stage.name} took more than its {budget_s:.0f} s: {waited_for}", "timeout")
+        try:
+            if self.stage.give_up:
+                self.stage.give_up(self.context, outcome.reason)
+        except (TransientError, PermanentError) as error:
+            log.error("could not give up %s in good order, the teardown must: %s", self.stage.name, error)
         self._note_failure(outcome)
         if self.stage.gives_lease_back:
             self._give_lease_back()

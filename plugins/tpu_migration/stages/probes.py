@@ -48,7 +48,7 @@ def prober_stats(ctx: Context) -> ProberStats | None:
             return None
         arms: Mapping[str, Mapping[str, Any]] = answer.json()["arms"]
         return ProberStats(ready[0], {name: _arm(stats) for name, stats in arms.items()})
-    except (TransientError, ValueError, KeyError):
+    except (TransientError, KeyError):
         return None
 
 

@@ -49,7 +49,7 @@ def step(ctx: Context) -> Outcome:
     if "restored" in ctx.memory:
         return _watch_restore(ctx)
     if "breach" in ctx.memory:
-        return _breach(ctx, ctx.memory["breach"])
+        return send_home(ctx, ctx.memory["breach"])
     try:
         return _keep(ctx)
     except (SupersededError, NotHolderError, TransientError):
@@ -58,7 +58,7 @@ def step(ctx: Context) -> Outcome:
         # Whatever stops the keeper leaves users unwatched: that alone is a breach.
         if ctx.memory.get("users_may_be_on_target"):
             log.exception("the keeper cannot go on")
-            return _breach(ctx, f"the keeper cannot go on: {error}")
+            return send_home(ctx, f"the keeper cannot go on: {error}")
         raise
 
 
@@ -83,7 +83,7 @@ def _keep(ctx: Context) -> Outcome:
         or _swapped(ctx, record)
     )
     if breach:
-        return _breach(ctx, breach)
+        return send_home(ctx, breach)
     assert route is not None  # _disturbed calls a missing route a breach
     return _advance(ctx, record, route, sample)
 
@@ -252,7 +252,7 @@ def _wait_for_split(ctx: Context, record: Record, shift: Shift) -> Outcome:
         return Waiting(_LOOK_EVERY_S, f"{split}")
     waited = ctx.clock.monotonic() - since
     if waited > _FOLLOW_BUDGET_S and split.total >= enough:
-        return _breach(ctx, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
+        return send_home(ctx, f"the gateway does not follow {shift.percent} % within {waited:.0f} s: {split}")
     return Waiting(_LOOK_EVERY_S, f"{split}, waiting for {shift.percent} %")
 
 
@@ -261,11 +261,11 @@ def _blind(ctx: Context, error: TransientError) -> Outcome:
     since = ctx.memory.setdefault("blind_since", ctx.clock.monotonic())
     blind_s = ctx.clock.monotonic() - since
     if blind_s > Limits(ttft_limit_s=1).missing_grace_s:
-        return _breach(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
+        return send_home(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
     return Waiting(_LOOK_EVERY_S, f"cannot look: {error}")
 
 
-def _breach(ctx: Context, reason: str) -> Outcome:
+def send_home(ctx: Context, reason: str) -> Outcome:
     """Restore now, in this very step; everything else can wait. One that fails is tried at the next step."""
     ctx.memory["breach"] = reason
     done = restore(
@@ -285,7 +285,7 @@ def _breach(ctx: Context, reason: str) -> Outcome:
 def _adopt(ctx: Context, record: Record, route: Object) -> Outcome:
     """Accept that somebody restored: tell the record if they could not, and stop."""
     epoch = epoch_of(route, record.workload)
-    return _breach(ctx, f"the route is at epoch {epoch}, above the record's {record.epoch}: somebody restored it")
+    return send_home(ctx, f"the route is at epoch {epoch}, above the record's {record.epoch}: somebody restored it")
 
 
 def _watch_restore(ctx: Context) -> Outcome:

@@ -15,7 +15,7 @@ from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Snapshots
-from tpu_migration.restore import observed_percent, observed_safe_route, restore
+from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
 from tpu_migration.stages.observe import look
@@ -60,14 +60,8 @@ def _without_record(ctx: Context) -> Outcome:
     if snapshot is None or (route is not None and not epoch_of(route, ctx.plan.workload)):
         return Failed("this run moved nobody: see the failed stage")
     reason = f"the record of {ctx.plan.workload} was deleted in mid-run"
-    restore(
-        ctx.unfenced,
-        ctx.plan.namespace,
-        ctx.plan.workload,
-        actor=f"the teardown of run {ctx.run_id}",
-        reason=reason,
-        clock=ctx.clock,
-    )
+    _send_to_safe_route(ctx, reason)
+    ctx.epoch = None  # there is no record to write into
     return Failed(
         f"{reason}; users are on the source as the snapshot has it. What it made is still there: Deployment "
         f"{ctx.names.target} and node pool {ctx.names.pool}; delete them by hand"
@@ -75,16 +69,16 @@ def _without_record(ctx: Context) -> Outcome:
 
 
 def _restore(ctx: Context, record: Record) -> Outcome:
-    done = restore(
-        ctx.unfenced,
-        ctx.plan.namespace,
-        ctx.plan.workload,
-        actor=f"the teardown of run {ctx.run_id}",
-        reason=why_it_failed(record),
-        clock=ctx.clock,
-    )
-    ctx.epoch = done.epoch
+    done = _send_to_safe_route(ctx, why_it_failed(record))
     return Waiting(0, f"route restored at epoch {done.epoch}: {done.reason}")
+
+
+def _send_to_safe_route(ctx: Context, reason: str) -> Restored:
+    actor = f"the teardown of run {ctx.run_id}"
+    plan = ctx.plan
+    done = restore(ctx.unfenced, plan.namespace, plan.workload, actor=actor, reason=reason, clock=ctx.clock)
+    ctx.epoch = done.epoch
+    return done
 
 
 def why_it_failed(record: Record) -> str:
@@ -189,15 +183,7 @@ def _streams_still_run(ctx: Context, record: Record) -> Waiting | None:
 
 def _after_commit(ctx: Context, record: Record) -> Outcome:
     """Keep users on the safe route of the phase; the TPU serves them and is not released."""
-    done = restore(
-        ctx.unfenced,
-        ctx.plan.namespace,
-        ctx.plan.workload,
-        actor=f"the teardown of run {ctx.run_id}",
-        reason=why_it_failed(record),
-        clock=ctx.clock,
-    )
-    ctx.epoch = done.epoch
+    done = _send_to_safe_route(ctx, why_it_failed(record))
     return Failed(
         f"the migration is {record.phase} and stopped there: {why_it_failed(record)}. Users are on the safe route "
         f"({done.reason}); the TPU stays. Mend the cause and clear the task `decommission`",
