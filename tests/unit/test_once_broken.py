@@ -9,8 +9,9 @@ from tpu_migration.clients.kubernetes import HTTP_ROUTES, SECRETS, Kubernetes, R
 from tpu_migration.errors import NotHolderError, TransientError
 from tpu_migration.judge_cli import EXIT_CODES
 from tpu_migration.lease import RENEW_EVERY_S, Holder, Lease
-from tpu_migration.record import RecordError, Snapshots
+from tpu_migration.record import RecordError
 from tpu_migration.restore import restore
+from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.objects import stripped
 
 

@@ -20,9 +20,9 @@ from tpu_migration.record import (
     RecordError,
     Records,
     Shift,
-    Snapshots,
     all_records,
 )
+from tpu_migration.snapshot import Snapshots
 
 NAME = f"tpu-migration-{GPU}"
 

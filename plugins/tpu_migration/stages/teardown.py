@@ -14,8 +14,9 @@ from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
 from tpu_migration.errors import PermanentError, TransientError
-from tpu_migration.record import Record, Snapshots
+from tpu_migration.record import Record
 from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore
+from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
 from tpu_migration.stages.observe import look
