@@ -9,11 +9,16 @@ for good, and only the guard is left. A fourth, idle, is for what must be refuse
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from sandbox.airflow_settings import GOOGLE_CONNECTION, google_environment
 from sandbox.stand import DAG_ID, Stand
 from sandbox.workload import workload_names
 from tpu_migration.domain.phases import USERS_MAY_BE_ON_TARGET, Phase
@@ -31,6 +36,7 @@ BAD_INPUT: dict[str, dict[str, Any]] = {
     "workload": {"workload": "vllm-gemma4"},
     "route": {"workload": IDLE, "route": RESUMED},
     "cluster": {"cluster": "elsewhere"},
+    "token": {"gcp_conn_id": "revoked"},
     "peak": {"workload": IDLE, "peak_rps": 0},
 }
 
@@ -59,6 +65,7 @@ async def play(directory: Path) -> Story:
     story = Story()
     async with Stand(directory, workloads=4) as stand:
         await stand.fault("slow-tpu", {"workload": f"{SLOW}-tpu"})
+        stand.airflow.env["AIRFLOW_CONN_REVOKED"] = _refused_connection(stand)
         await stand.airflow.start()
         for workload in (RESUMED, SLOW, ORPHANED):
             await stand.start_users(workload, rate=3.0, output_tokens=250)
@@ -67,6 +74,17 @@ async def play(directory: Path) -> Story:
         for workload in (RESUMED, SLOW, ORPHANED):
             await _note_end(stand, story, workload)
     return story
+
+
+def _refused_connection(stand: Stand) -> str:
+    """Return a connection whose key is well made, and not the one that the cloud knows."""
+    connection = json.loads(google_environment(stand.state)[GOOGLE_CONNECTION])
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    connection["extra"]["keyfile_dict"]["private_key"] = text.decode()
+    return json.dumps(connection)
 
 
 async def _first_act(stand: Stand, story: Story) -> None:

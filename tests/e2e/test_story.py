@@ -72,6 +72,7 @@ def test_a_second_run_is_refused_naming_the_holder_and_leaves_the_first_ones_tra
         ("workload", "there is no such Deployment in namespace inference; there are: "),
         ("route", f"HTTPRoute {RESUMED} does not point at {IDLE} but at"),
         ("cluster", "check project_id, location, cluster and the connection"),
+        ("token", "check project_id, location, cluster and the connection revoked"),
         ("peak", "peak_rps is not given"),
         ("unknown", "unknown parameter 'workloads': did you mean workload?"),
     ],
