@@ -83,7 +83,8 @@ class Lease:
             if current.run_id not in ("", self.holder.run_id) and not from_the_dead:
                 raise NotHolderError(
                     f"{self._workload} is being worked on by run {current.run_id} ({current.task}); "
-                    f"wait for its end, or end it with `tpu-migration restore {self._workload}`"
+                    "wait for its end, or send users home with "
+                    f"`tpu-migration restore {self._workload}` and start again"
                 )
             if self._is_older_than(current):
                 self.replaced = True

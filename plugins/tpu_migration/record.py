@@ -106,10 +106,8 @@ class Record:
     source_capacity: int  # replicas not given up yet; lowered before each scale-down
     target: str
     pool: str
-    target_ready: int = 0
     template_hash: str = ""  # of the target's pod template; the verdict holds for it alone
     verdict: Mapping[str, Any] | None = None
-    pinned: bool = False
     shift: Shift = Shift()
     fallback: Fallback | None = None
     intent: str = ""
@@ -204,7 +202,7 @@ class Records:
         if previous.active and previous.run_id != record.run_id:
             raise SupersededError(
                 f"{self.name} belongs to run {previous.run_id} (phase {previous.phase}): wait for its end, "
-                f"or end it with `tpu-migration restore {self.workload}`"
+                f"or send users home with `tpu-migration restore {self.workload}` and start again"
             )
         self._kube.replace(self._config_map(record, found["metadata"]["resourceVersion"]))
 

@@ -127,8 +127,8 @@ class Scene:
         }
         self.plan = Plan.from_params({**defaults, **plan})
 
-    def guard_beats_on(self) -> None:
-        """Have heartbeats without a guard that acts: for what happens before it would."""
+    def guard_beats_on(self) -> Callable[[], None]:
+        """Have heartbeats without a guard that acts, and return what makes them."""
 
         def beat() -> None:
             for each in self.guards:
@@ -136,6 +136,7 @@ class Scene:
 
         self.world.on_tick.append(beat)
         self.world.advance(6.0)
+        return beat
 
     def airflow(self, run_id: str = "run-1", calls: Calls | None = None, **changes: Any) -> Airflow:
         plan = Plan.from_params({**self.plan.to_dict(), **changes})

@@ -198,3 +198,31 @@ def test_a_migrated_workload_whose_record_becomes_unreadable_is_left_where_it_is
 def test_an_autoscaler_that_sleeps_at_night_makes_the_peak_a_question_to_people():
     airflow = Scene(source_peak_replicas=0).airflow().run()
     assert "its autoscaler may take it to 4: give source_peak_replicas" in airflow.reasons()
+
+
+def test_a_guard_that_is_away_for_a_while_holds_the_commit_and_sends_nobody_home():
+    scene = Scene(soak_s=60, guard=False)
+    beats = scene.guard_beats_on()
+    away: list[float] = []
+
+    def leave() -> None:
+        scene.world.on_tick.remove(beats)
+        away.append(scene.world.clock.now())
+
+    scene.when_percent(100, leave)
+    scene.when(
+        lambda: bool(away) and scene.world.clock.now() > away[0] + 300.0,
+        lambda: scene.world.on_tick.append(beats),
+    )
+    airflow = scene.airflow().run()
+    assert airflow.green, airflow.reasons()
+    assert any("soaking, held: the guard" in each for each in airflow.said)
+    scene.assert_users_on_tpu()
+    scene.assert_nobody_noticed()
+
+
+def test_a_target_whose_log_is_silent_proves_nothing(monkeypatch):
+    monkeypatch.setattr(EnginePod, "log", lambda self: [])
+    airflow = Scene().airflow().run()
+    assert "tells of no compiled program" in airflow.reasons()
+    assert not airflow.green

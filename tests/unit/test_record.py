@@ -42,7 +42,6 @@ def note(key, value):
 def test_what_was_written_is_read_back_to_the_last_field(cluster):
     full = record(
         verdict={"outcome": "pass", "sentence": "all good", "checks": []},
-        pinned=True,
         shift=Shift(2, 25, 10.0, 20.0),
         fallback=Fallback("p99 too high", "the keeper", 1.0, 2.0, 3.5),
         notes={"warm_up": "12 shapes"},

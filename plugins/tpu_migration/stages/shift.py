@@ -13,7 +13,7 @@ from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
-from tpu_migration.domain.watch import MIN_JUDGED, Limits, Sample, Split, Watch
+from tpu_migration.domain.watch import MIN_JUDGED, Limits, Sample, Split, Watch, begun_between
 from tpu_migration.errors import (
     ConflictError,
     NotHolderError,
@@ -189,9 +189,11 @@ def _not_yet(ctx: Context, record: Record, sample: Sample) -> str | None:
         return f"{judged:.0f} of {MIN_JUDGED} requests on the target were seen since the step began"
     if sample.target.ready < ctx.plan.target_replicas:
         return f"{sample.target.ready} of {ctx.plan.target_replicas} target replicas are ready"
-    if (waiting := guard_heartbeat(ctx)) is not None:
-        return waiting.why
-    return None
+    try:
+        waiting = guard_heartbeat(ctx)
+    except PermanentError as error:
+        return str(error)  # the target is well: a guard that is away holds the step, and sends nobody home
+    return waiting.why if waiting else None
 
 
 def _note_watched(ctx: Context, shift: Shift) -> Shift:
@@ -260,7 +262,7 @@ def _blind(ctx: Context, error: TransientError) -> Outcome:
     """Hold while the API does not answer; after the grace, what cannot be seen is not safe."""
     since = ctx.memory.setdefault("blind_since", ctx.clock.monotonic())
     blind_s = ctx.clock.monotonic() - since
-    if blind_s > Limits(ttft_limit_s=1).missing_grace_s:
+    if blind_s > Limits.missing_grace_s:
         return send_home(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
     return Waiting(_LOOK_EVERY_S, f"cannot look: {error}")
 
@@ -322,10 +324,5 @@ def traffic_has_left_target(ctx: Context, record: Record) -> bool:
     if sample.at - previous.at < 1.0:
         return False
     ctx.memory["leaving"] = sample
-    begun = sum(
-        pod.first_tokens - (before.first_tokens if (before := previous.target.pods.get(name)) else 0.0)
-        for name, pod in sample.target.pods.items()
-        if pod
-    )
     answered = all(pod is not None for pod in sample.target.pods.values())
-    return answered and begun - (sample.target.own - previous.target.own) <= 0
+    return answered and not begun_between(previous.target, sample.target)

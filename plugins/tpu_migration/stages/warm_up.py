@@ -109,6 +109,11 @@ def _warm(ctx: Context, record: Record, pods: list[Object]) -> Outcome:
     passes: list[dict[str, int]] = list(record.notes.get("compiles") or [])
     number = len(passes) + 1
     compiled = _compiles(ctx, pods)
+    if silent := sorted(name for name, count in compiled.items() if not count):
+        raise PermanentError(
+            f"the log of {', '.join(silent)} tells of no compiled program: nothing would show whether users meet "
+            "compiles; is JAX_LOG_COMPILES=1 set, and does the image log to its standard output?"
+        )
     if not passes:  # what the start itself compiled
         ctx.update(lambda r: replace(r, notes={**r.notes, "compiles": [compiled]}))
         return Waiting(0, "the engines are ready")

@@ -90,10 +90,6 @@ class TextBuffer:
     def replace(self, key: Word, text: str) -> None:
         self._edits.replace(key, quote(text))
 
-    def replace_raw(self, key: Word, text: str) -> None:
-        """Put a text in as it is, without quoting."""
-        self._edits.replace(key, text)
-
     def remove(self, key: Word) -> None:
         self._edits.remove(key)
 

@@ -80,15 +80,6 @@ class Variables:
             else:
                 yield Binding(name, None)
 
-    def unseen_configs(self) -> list[str]:
-        """Name the ConfigMaps that the environment takes values from and that were not given."""
-        names = []
-        for source in self._container.get("envFrom") or []:
-            names.append((source.get("configMapRef") or {}).get("name"))
-        for entry in self._container.get("env") or []:
-            names.append(((entry.get("valueFrom") or {}).get("configMapKeyRef") or {}).get("name"))
-        return sorted({str(name) for name in names if name and name not in self._configs})
-
     def expand(self, text: str, *, shell: bool, local: Mapping[str, str] | None = None) -> str | None:
         """Expand `$(VAR)`, in a shell also `$VAR` and `${VAR}`; None if anything in it cannot be resolved."""
         bindings = self.bindings()
