@@ -148,7 +148,7 @@ class Sandbox:
         logs = self.directory / "pods"
         server = await serve(api, HOST, 0, tls.cert, tls.key, authenticate, logs_dir=logs)
         self._closers.push_async_callback(server.close)
-        self._run("controllers", Manager(api, self.clock).run())
+        self._run("controllers", Manager(api, self.clock, self.options.speed).run())
         url = f"https://{HOST}:{server.port}"
         access = Access(url, str(authority.cert_path), self._token(ADMIN))
         write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)

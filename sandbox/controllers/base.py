@@ -22,9 +22,10 @@ MAX_EVENTS = 2000
 class Cluster:
     """The controllers' view of the API: shared objects to read, and writes that follow its rules."""
 
-    def __init__(self, api: Api, clock: Clock) -> None:
+    def __init__(self, api: Api, clock: Clock, speed: float = 1.0) -> None:
         self.api = api
         self.clock = clock
+        self.speed = speed  # divides how long pods stay on a node that is lost
         self.store = api.store
         self._events: OrderedDict[Key, tuple[str, ...]] = OrderedDict()
         self._known: dict[tuple[str, ...], Key] = {}

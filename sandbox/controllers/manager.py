@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 class Manager:
     """The controllers of one cluster."""
 
-    def __init__(self, api: Api, clock: Clock) -> None:
+    def __init__(self, api: Api, clock: Clock, speed: float = 1.0) -> None:
         self._clock = clock
-        cluster = Cluster(api, clock)
+        cluster = Cluster(api, clock, speed)
         self._controllers = [controller(cluster) for controller in _CONTROLLERS]
         self._watching: dict[str, list[Controller]] = {}
         for controller in self._controllers:

@@ -17,6 +17,7 @@ from google.cloud import container_v1
 from sandbox.clock import Clock
 from sandbox.gke import capacity, messages, validation
 from sandbox.gke.capacity import FaultSource, NoFaults
+from sandbox.gke.losses import Losses
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.names import Target, target_of
 from sandbox.gke.nodes import NodePort
@@ -57,6 +58,7 @@ class GkeCloud:
         self._quota = quota or {}
         self.state: dict[str, Any] = state or {"counter": 0, "ticked": clock.now(), "pools": {}, "operations": {}}
         self._operations = Operations(self.state, nodes, project, cluster, stock or {}, faults or NoFaults())
+        self._losses = Losses(self.state, faults or NoFaults(), speed)
         self._speed = speed
         self._created = clock.now()
         self._operations.republish()
@@ -64,16 +66,20 @@ class GkeCloud:
     # ------------------------------------------------------------------ time
 
     def tick(self) -> None:
-        """Advance operations to the clock's now."""
+        """Advance operations to the clock's now, and lose the machines that a fault takes."""
         now = self._clock.now()
         elapsed = (now - self.state["ticked"]) * self._speed
         self.state["ticked"] = now
         self._operations.advance(max(elapsed, 0.0), now)
+        for pool, node, stage in self._losses.advance(now):
+            self._operations.follow(pool, node, stage, now)
 
     def next_due(self) -> float | None:
         """Return the clock's time at which `tick` has something to do next, or None while all is at rest."""
         left = self._operations.seconds_to_next_event()
-        return None if left is None else self.state["ticked"] + left / self._speed
+        times = [self._losses.next_due(self.state["ticked"])]
+        times.append(None if left is None else self.state["ticked"] + left / self._speed)
+        return min((at for at in times if at is not None), default=None)
 
     # ----------------------------------------------------------------- pools
 

@@ -175,10 +175,19 @@ def is_ours(node: Mapping[str, Any]) -> bool:
 
 
 def merge_node(current: Node, wanted: Node) -> Node:
-    """Return `current` with the cloud's labels and spec, keeping what others put on its metadata."""
+    """Return `current` with the cloud's labels, annotations and spec, keeping what others put on it.
+
+    The taints that Kubernetes' own node lifecycle controller has put on a node that is not ready stay.
+    """
     metadata = dict(current["metadata"])
-    metadata["labels"] = {**(metadata.get("labels") or {}), **wanted["metadata"]["labels"]}
-    return {**current, "metadata": metadata, "spec": wanted["spec"]}
+    for part in ("labels", "annotations"):
+        if both := {**(metadata.get(part) or {}), **(wanted["metadata"].get(part) or {})}:
+            metadata[part] = both
+    spec = dict(wanted["spec"])
+    if not any(each["type"] == "Ready" and each["status"] == "True" for each in wanted["status"].get("conditions", ())):
+        kept = [each for each in current["spec"].get("taints") or [] if each["key"].startswith("node.kubernetes.io/")]
+        spec["taints"] = [*(each for each in spec.get("taints") or [] if each not in kept), *kept]
+    return {**current, "metadata": metadata, "spec": spec}
 
 
 class KubeNodes(MemoryNodes):

@@ -14,6 +14,7 @@ from google.rpc import code_pb2
 
 from sandbox.gke import capacity
 from sandbox.gke.capacity import FaultSource, Shortage
+from sandbox.gke.losses import Stage, show
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.nodes import NodePort, build_node
 
@@ -242,11 +243,13 @@ class Operations:
     def register(self, name: str, per_zone: int, now: float, *, ready: bool) -> None:
         """Let pool `name` have `per_zone` nodes in each of its zones; those that are Ready stay so."""
         pool = self._state["pools"][name]
+        machine = _spec(pool).config.machine_type
         changed = False
         for zone in pool["zones"]:
             for index in range(per_zone):
                 node = _node_name(self._cluster, name, pool["etag"], zone, index)
-                known = pool["nodes"].setdefault(node, {"zone": zone, "index": index, "ready": None, "booted": now})
+                new = {"zone": zone, "index": index, "machine": machine, "ready": None, "booted": now, "loss": None}
+                known = pool["nodes"].setdefault(node, new)
                 if known["ready"] is None or (ready and not known["ready"]):
                     known.update(ready=ready, booted=now)
                     changed = True
@@ -258,13 +261,28 @@ class Operations:
         for name in self._state["pools"]:
             self._write(name)
 
+    def follow(self, name: str, node: str, stage: Stage, now: float) -> None:
+        """Let Kubernetes see what has become of a machine that was lost."""
+        known = self._state["pools"][name]["nodes"][node]
+        if stage in (Stage.GONE, Stage.BACK):
+            # A machine that is made anew is another Node of the same name: the old one's pods go with it.
+            known["ready"] = False
+            self._nodes.delete_node(node)
+        if stage is Stage.GONE:
+            return
+        if stage is Stage.BACK:
+            known.update(ready=True, booted=now)
+        self._write(name)
+
     def _write(self, name: str) -> None:
         pool = self._state["pools"][name]
         spec, cordoned = _spec(pool), pool["cordoned"]
         for node, known in pool["nodes"].items():
-            self._nodes.create_node(
-                build_node(node, spec, known["zone"], known["booted"], ready=known["ready"], cordoned=cordoned)
-            )
+            if known["loss"] and known["loss"]["stage"] == Stage.GONE:
+                continue
+            ready = bool(known["ready"])
+            wanted = build_node(node, spec, known["zone"], known["booted"], ready=ready, cordoned=cordoned)
+            self._nodes.create_node(show(wanted, known["loss"]) if known["loss"] else wanted)
 
     def _drop_nodes(self, name: str, keep: int) -> None:
         nodes = self._state["pools"][name]["nodes"]
