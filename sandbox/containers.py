@@ -285,6 +285,15 @@ class Container:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
 
+    async def freeze(self) -> None:
+        """Be on a machine that is dead: open connections hang, and nobody is told."""
+        self._stopping = True
+        if self._child is not None:
+            await self._child.freeze()
+        elif self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+
     def published(self) -> Object:
         """Return the container's entry in the pod's containerStatuses."""
         return {

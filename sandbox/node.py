@@ -15,6 +15,7 @@ from sandbox.container_launch import Settings
 from sandbox.container_types import Object
 from sandbox.pod_status import FINAL_PHASES
 from sandbox.pods import Pod
+from sandbox.power import ends_pods_within_s, is_off
 
 
 class NodeAgent:
@@ -67,13 +68,26 @@ class NodeAgent:
         if event_type != "DELETED":
             if self._owns(node):
                 self._nodes[name] = node
+                self._look_at_power(node)
                 self._look_at_all()
             return
         self._nodes.pop(name, None)
         self._pulled.pop(name, None)
-        for pod in [p for p in self.pods.values() if p.node["metadata"]["name"] == name]:
+        for pod in self._pods_on(name):
             self._log(f"node {name} is gone: ending pod {pod.namespace}/{pod.name}")
             pod.remove()
+
+    def _look_at_power(self, node: Object) -> None:
+        """Take the machine's pods along when it dies; end them in time when it has its notice."""
+        name, left_s = node["metadata"]["name"], ends_pods_within_s(node)
+        for pod in self._pods_on(name):
+            if is_off(node):
+                pod.lose()
+            elif left_s is not None:
+                pod.shut_down(left_s)
+
+    def _pods_on(self, name: str) -> list[Pod]:
+        return [pod for pod in self.pods.values() if pod.node["metadata"]["name"] == name]
 
     def _on_pod(self, event_type: str, item: Object) -> None:
         uid = item["metadata"]["uid"]
@@ -97,6 +111,8 @@ class NodeAgent:
             return
         item = self._objects[uid]
         node = self._nodes.get(item["spec"]["nodeName"])
+        if node is not None and (is_off(node) or (ends_pods_within_s(node) is not None and uid not in self.pods)):
+            return  # nobody is there to start or end anything
         deleted = "deletionTimestamp" in item["metadata"]
         pod = self.pods.get(uid)
         if pod is None and node is not None:

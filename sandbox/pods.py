@@ -19,6 +19,7 @@ PULL_S = 2.0
 PERSIST_S = 0.5
 DEFAULT_GRACE_S = 30
 FAULT_IMAGE_PULL = "image-pull"
+SHUT_DOWN = "Pod was terminated in response to imminent node shutdown."
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -52,7 +53,7 @@ class Pod:
         self.gone = False  # the object is not there any more: nothing to publish or delete
         self._pulled = pulled
         self._on_end = on_end
-        self._urgent = False
+        self._urgent = self._deleting = self._lost = self._shutting_down = False
         self._started_at = timestamp()
         self._published: Object | None = None
         self._dirty = asyncio.Event()
@@ -137,9 +138,34 @@ class Pod:
 
     # The end
 
+    def lose(self) -> None:
+        """Be on a machine that is dead: nothing answers or is reported any more, and the object stays."""
+        if not self._lost:
+            self._lost = True
+            self._ending = asyncio.create_task(self._lose(self._ending), name=f"loss of {self.name}")
+
+    async def _lose(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await cancel(before)
+        await cancel(self._publisher, *self._events)
+        await asyncio.gather(*(c.freeze() for c in [*self.inits, *self.mains]))
+
+    def shut_down(self, grace_s: float) -> None:
+        """End gracefully because the machine is about to go; the object stays, as Failed (graceful node shutdown)."""
+        if self._ending is None and self.phase not in FINAL_PHASES:
+            self._shutting_down = True
+            self.changed()
+            self._ending = asyncio.create_task(self._shut_down(min(grace_s, self.grace_s)))
+
+    async def _shut_down(self, grace_s: float) -> None:
+        await self._stop_containers(grace_s)
+        await cancel(self._runner)
+        self.phase = "Failed"
+        self.changed()
+
     def terminate(self, grace_s: float) -> None:
         """Begin the graceful end; asked again without any grace, end at once."""
-        if self._ending is None:
+        if not self._deleting:
             self.event("Normal", "Killing", f"Stopping pod {self.name}")
             self._begin_end(self._terminate(grace_s))
         elif grace_s == 0 and not self._urgent:
@@ -157,6 +183,7 @@ class Pod:
 
     def _begin_end(self, end: Coroutine[None, None, None]) -> None:
         """Run an end in the background; it takes the place of one that is under way."""
+        self._deleting = True
         self._ending = asyncio.create_task(self._end(self._ending, end), name=f"end of {self.name}")
 
     async def _end(self, before: asyncio.Task[None] | None, end: Coroutine[None, None, None]) -> None:
@@ -167,13 +194,16 @@ class Pod:
         self._on_end(self)
 
     async def _terminate(self, grace_s: float) -> None:
+        await self._stop_containers(grace_s)
+        await self._delete_object()
+
+    async def _stop_containers(self, grace_s: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace_s
         first = [c for c in [*self.inits, *self.mains] if c not in self.sidecars]
         await asyncio.gather(*(c.stop(grace_s) for c in first))
         for container in reversed(self.sidecars):
             await container.stop(max(0.0, until - loop.time()))
-        await self._delete_object()
 
     async def _remove(self) -> None:
         await self._kill()
@@ -240,7 +270,7 @@ class Pod:
         """Return the pod's status as the API shows it."""
         done = self.phase in FINAL_PHASES
         serving = [*self.sidecars, *self.mains]
-        ready = not done and self.initialized and all(c.status.ready for c in serving)
+        ready = not (done or self._shutting_down) and self.initialized and all(c.status.ready for c in serving)
         before = self._published or self.manifest.get("status") or {}
         status: Object = {
             "phase": self.phase,
@@ -253,6 +283,8 @@ class Pod:
             "startTime": self._started_at,
             "containerStatuses": [c.published() for c in self.mains],
         }
+        if self._shutting_down:
+            status |= {"reason": "Terminated", "message": SHUT_DOWN}
         if self.inits:
             status["initContainerStatuses"] = [c.published() for c in self.inits]
         return status

@@ -75,6 +75,12 @@ class Child:
         await self.kill()
         return await self.wait()
 
+    async def freeze(self) -> None:
+        """SIGSTOP the process and everything that it started."""
+        for pid in await asyncio.to_thread(watchdog.members, self.identity):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
     async def kill(self) -> None:
         """SIGKILL the process, if it still runs, and everything that it started."""
         if self.running:

@@ -1,8 +1,8 @@
 """Let machines die: at once, or after the notice that a spot machine gets.
 
 Which ones is drawn from those that are Ready, by the fault's seed. That a machine is off is said by an
-annotation on its Node, which stands for the power cord: only who plays its kubelet looks at it. Kubernetes
-sees what it sees of a real one: some time later its node has stopped to report.
+annotation on its Node (`sandbox.power`). Kubernetes sees what it sees of a real one: some time later its
+node has stopped to report.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from sandbox.gke.capacity import FaultSource
 from sandbox.gke.nodes import Node
+from sandbox.power import annotations
 
 FAULTS = ("node-lost", "gpu-gone", "spot-notice")
-POWER = "sandbox/power"
 # GKE taints a spot node that has got its notice, and its kubelet ends the pods (graceful node shutdown).
 IMPENDING = {"key": "cloud.google.com/impending-node-termination", "effect": "NoSchedule"}
 SILENCE_S = 40.0  # how long a silent node still counts as Ready: GKE's node-monitor-grace-period
@@ -109,7 +109,8 @@ def _stage(loss: dict[str, Any], now: float) -> Stage:
 def show(node: Node, loss: dict[str, Any]) -> Node:
     """Return the Node of a machine that is lost, as Kubernetes sees it."""
     stage, times = loss["stage"], loss["times"]
-    metadata = {**node["metadata"], "annotations": {POWER: "ending" if stage == Stage.ENDING else "off"}}
+    notice_s = times[Stage.OFF] - times.get(Stage.ENDING, times[Stage.OFF])
+    metadata = {**node["metadata"], "annotations": annotations(stage != Stage.ENDING, notice_s)}
     shown = {**node, "metadata": metadata}
     if Stage.ENDING in times:
         shown["spec"] = {**node["spec"], "taints": [*(node["spec"].get("taints") or []), dict(IMPENDING)]}

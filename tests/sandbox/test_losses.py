@@ -12,8 +12,9 @@ from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
 from sandbox.faults import Faults
 from sandbox.gke.core import GkeCloud
-from sandbox.gke.losses import POWER, SILENCE_S
+from sandbox.gke.losses import SILENCE_S
 from sandbox.gke.nodes import LocalNodes
+from sandbox.power import ends_pods_within_s, is_off
 
 CLUSTER = "projects/p/locations/us-west4/clusters/c"
 EVICTED_AFTER_S = 300
@@ -62,7 +63,7 @@ class World:
     def _kubelets(self) -> None:
         for pod in self.pods():
             node = self.client.get("nodes", None, pod["spec"].get("nodeName") or "none")
-            if node and not pod["status"].get("podIP") and POWER not in node["metadata"].get("annotations", {}):
+            if node and not pod["status"].get("podIP") and not is_off(node):
                 ready = {"type": "Ready", "status": "True"}
                 others = [each for each in pod["status"].get("conditions", []) if each["type"] != "Ready"]
                 pod["status"] |= {"phase": "Running", "podIP": "10.0.0.1", "conditions": [*others, ready]}
@@ -76,7 +77,7 @@ class World:
         return [n for n in self.client.list("nodes") if n["metadata"]["labels"][label].startswith(machine)]
 
     def off(self, machine: str = "ct") -> list[Object]:
-        return [n for n in self.nodes(machine) if n["metadata"].get("annotations", {}).get(POWER) == "off"]
+        return [node for node in self.nodes(machine) if is_off(node)]
 
     def endpoints(self) -> list[bool]:
         (one,) = self.client.list("endpointslices", "default")
@@ -166,7 +167,7 @@ def test_a_spot_node_gets_its_notice_30_s_before_its_machine_is_off(faults):
         assert ready_of(node) == "False"
         keys = [each["key"] for each in node["spec"]["taints"]]
         assert "cloud.google.com/impending-node-termination" in keys
-        assert node["metadata"]["annotations"][POWER] == "ending"
+        assert ends_pods_within_s(node) == 15, "the other half is for the system's pods"
     assert world.endpoints() == [False, False]
     world.run(29)
     assert world.off() == []
