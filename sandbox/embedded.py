@@ -32,6 +32,7 @@ from sandbox.gke.tokens import TokenIssuer, serve_tokens
 from sandbox.images import RealVllm
 from sandbox.kube import KubeClient, KubeError
 from sandbox.node import NodeAgent
+from sandbox.others import run_others
 from sandbox.pki import CertificateAuthority
 from sandbox.pods import cancel
 from sandbox.state import (
@@ -133,6 +134,7 @@ class Sandbox:
         }
         write_state(self.directory, self.state)
         await self._create_objects(kube, port)
+        self._run("other controllers", run_others(kube, self.faults, self._objects(port), self.clock))
 
     # The parts
 
@@ -144,9 +146,10 @@ class Sandbox:
             write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)
             return access
         api = Api(self.clock, superusers=(ADMIN, PARTS))
-        authenticate = self.issuer.authenticate
         logs = self.directory / "pods"
-        server = await serve(api, HOST, 0, tls.cert, tls.key, authenticate, logs_dir=logs)
+        server = await serve(
+            api, HOST, 0, tls.cert, tls.key, self.issuer.authenticate, logs_dir=logs, faults=self.faults
+        )
         self._closers.push_async_callback(server.close)
         self._run("controllers", Manager(api, self.clock, self.options.speed).run())
         url = f"https://{HOST}:{server.port}"
@@ -213,9 +216,11 @@ class Sandbox:
             self.issuer.add_static(self._tokens[user], user)
         return self._tokens[user]
 
+    def _objects(self, gateway_port: int) -> list[dict[str, Any]]:
+        return workload.bootstrap_objects(gateway_port, self.options.workloads, self.options.replicas)
+
     async def _create_objects(self, kube: KubeClient, gateway_port: int) -> None:
-        wanted = workload.bootstrap_objects(gateway_port, self.options.workloads, self.options.replicas)
-        for item in wanted:
+        for item in self._objects(gateway_port):
             resource, namespace, name = workload.address(item)
             try:
                 await kube.create(resource, namespace, item)
@@ -267,7 +272,7 @@ class Sandbox:
         """Stop users, then pods, then Envoy, then the APIs."""
         users = [child.name for child in self.supervisor.children.values() if child.order == USERS]
         await asyncio.gather(*(self.supervisor.stop(name, grace_s=3) for name in users))
-        for name in ("node agent", "gateway", "cloud", "controllers"):
+        for name in ("other controllers", "node agent", "gateway", "cloud", "controllers"):
             if (task := self._tasks.pop(name, None)) is not None:
                 await cancel(task)
             if name == "node agent" and self._agent is not None:

@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tpu_migration.domain.phases import Phase
 
@@ -208,6 +208,20 @@ _TABLE = (
         hurts_s=_FOREVER,
     ),
 )
+
+
+class FaultSource(Protocol):
+    """What tells which faults are on: `Faults`, or a world's own."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return the options of a fault that is on, its defaults filled in, else None."""
+
+
+class NoFaults:
+    """Nothing is broken."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        return None
 
 
 def describe() -> list[Fault]:

@@ -80,11 +80,13 @@ class KubeClient:
         body: Any,
         content_type: str = MERGE,
         subresource: str | None = None,
+        manager: str = "sandbox",
     ) -> Object:
-        """Patch an object."""
-        path = self.path(resource, namespace, name, subresource)
+        """Patch an object; an apply takes fields from other managers."""
+        query = {"fieldManager": manager}
         if content_type.startswith("application/apply-patch"):
-            path += "?fieldManager=sandbox&force=true"
+            query["force"] = "true"
+        path = self.path(resource, namespace, name, subresource) + _query(query)
         return await self._call("PATCH", path, body, content_type)
 
     async def delete(
@@ -221,7 +223,6 @@ class KubeClient:
 
 
 def _query(values: dict[str, str]) -> str:
-
     return f"?{urlencode(values)}" if values else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,14 +12,18 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from sandbox.faults import FaultSource, NoFaults
+
 from .core import Api, log_container, proxy_target
 from .logs import follow, initial_log
 from .messages import ApiError, Request, Response, bad_request, unauthorized
 from .params import wants_watch
 from .routes import Route, parse
+from .trouble import Trouble, forgotten
 
 Authenticate = Callable[[str | None], str | None]
 BOOKMARK_EVERY_S = 60.0
+TROUBLE_EVERY_S = 1.0  # how often an idle watch looks whether a fault cuts it
 DEFAULT_WATCH_S = 1800.0
 MAX_BODY = 3 * 1024 * 1024
 MAX_PROXY_BODY = 64 * 1024 * 1024
@@ -49,9 +54,11 @@ class Server:
         authenticate: Authenticate,
         logs_dir: Path | None,
         superusers: Iterable[str],
+        faults: FaultSource,
     ) -> None:
         self._api = api
         self._authenticate = authenticate
+        self._trouble = Trouble(faults, time.monotonic)
         self._logs_dir = logs_dir
         self._runner: web.ServerRunner | None = None
         self._proxy: aiohttp.ClientSession | None = None
@@ -95,6 +102,11 @@ class Server:
             {name.lower(): value for name, value in http.headers.items()},
             user=user,
         )
+        if self._trouble.down(user):
+            _break_off(http)
+            return web.Response()  # nobody is left to get it
+        if (refused := self._trouble.refusal(user)) is not None:
+            return _plain(refused)
         route = parse(request.path)
         try:
             if route is not None:
@@ -113,13 +125,20 @@ class Server:
     async def _watch(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         woken = asyncio.Event()
         watch = self._api.watch(request, woken.set)
+        cut = self._trouble.watch(request)
+        if cut is not None and cut.expired:
+            watch.pending.clear()
+            watch.pending.append(forgotten(request.query["resourceVersion"], self._api.store.oldest))
+            watch.expired = True
         try:
             stream = web.StreamResponse(headers={"Content-Type": "application/json"})
             stream.enable_chunked_encoding()
             await stream.prepare(http)
             loop = asyncio.get_running_loop()
             limit = request.query.get("timeoutSeconds", "")
-            end = loop.time() + (float(limit) if limit.isdigit() and limit != "0" else DEFAULT_WATCH_S)
+            began = loop.time()
+            end = began + (float(limit) if limit.isdigit() and limit != "0" else DEFAULT_WATCH_S)
+            bookmark_at = began + BOOKMARK_EVERY_S
             while not self._closing.is_set():
                 if watch.pending:
                     batch = b"".join(watch.pending)
@@ -129,14 +148,20 @@ class Server:
                 if watch.expired:
                     break
                 woken.clear()
-                remaining = end - loop.time()
-                if remaining <= 0:
+                now = loop.time()
+                if cut is None and (cut := self._trouble.watch(request)) is not None:
+                    began = now
+                if self._trouble.down(request.user) or (cut is not None and now >= began + cut.after_s):
+                    _break_off(http)
+                    return stream
+                if now >= end:
                     break
-                if not await _within(woken, self._closing, min(remaining, BOOKMARK_EVERY_S)):
+                if now >= bookmark_at:
+                    bookmark_at = now + BOOKMARK_EVERY_S
                     if watch.bookmarks:
                         watch.bookmark()
-                    if watch.pending:
-                        await stream.write(watch.pending.popleft())
+                        continue
+                await _within(woken, self._closing, min(end - now, bookmark_at - now, TROUBLE_EVERY_S))
             await stream.write_eof()
             return stream
         except (ConnectionResetError, aiohttp.ClientConnectionError):
@@ -206,11 +231,16 @@ class Server:
             return stream
         except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             # The pod died in the middle: the client must see a cut stream, not a clean end.
-            if http.transport is not None:
-                http.transport.abort()
+            _break_off(http)
             return stream
         finally:
             answer.close()
+
+
+def _break_off(http: web.BaseRequest) -> None:
+    """Cut the client's connection."""
+    if http.transport is not None:
+        http.transport.abort()
 
 
 def _dial_error(error: BaseException) -> str:
@@ -252,16 +282,17 @@ async def serve(
     *,
     logs_dir: str | Path | None = None,
     superusers: Iterable[str] = (),
+    faults: FaultSource | None = None,
 ) -> Server:
     """Serve `api` on host:port (0 picks one); plain HTTP if no certificate is given.
 
     `authenticate` maps a bearer token (or None) to a user's name, or to None: 401. Pod logs are read
-    from `logs_dir`/NAMESPACE_POD_CONTAINER.log.
+    from `logs_dir`/NAMESPACE_POD_CONTAINER.log. `faults` may put the server in trouble.
     """
     context = None
     if tls_cert is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(tls_cert, tls_key)
-    server = Server(api, authenticate, Path(logs_dir) if logs_dir else None, superusers)
+    server = Server(api, authenticate, Path(logs_dir) if logs_dir else None, superusers, faults or NoFaults())
     await server.start(host, port, context)
     return server

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.clock import Clock
+from sandbox.faults import FaultSource
 from sandbox.gateway.backends import Backends, attachment, target_of
 from sandbox.gateway.delays import Propagation
 from sandbox.gateway.envoy import EnvoyProcess, UnusableAddressError
 from sandbox.gateway.status import gateway_status, policy_status, route_status
 from sandbox.gateway.translate import Translation, is_ours, translate
-from sandbox.gke.capacity import FaultSource
 
 RESOURCES = ("gateways", "httproutes", "services", "endpointslices", "healthcheckpolicies", "gcpbackendpolicies")
 POLL_S = 0.1  # how often faults, draining and Envoy's health are looked at

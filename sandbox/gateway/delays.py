@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sandbox.faults import FaultSource
 from sandbox.gateway.model import Backend, Endpoint, Program
-from sandbox.gke.capacity import FaultSource
 
 ROUTES_S = 8.0
 ENDPOINTS_S = 3.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from google.api_core import exceptions
 from google.cloud import container_v1
@@ -13,20 +13,6 @@ from google.rpc import code_pb2
 from sandbox.gke.machines import MACHINES
 
 _CONDITION = container_v1.StatusCondition.Code
-
-
-class FaultSource(Protocol):
-    """What tells which faults are on (`sandbox.faults.Faults`)."""
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """Return the options of a fault that is on, else None."""
-
-
-class NoFaults:
-    """Nothing is broken."""
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        return None
 
 
 @dataclass(frozen=True)

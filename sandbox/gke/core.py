@@ -15,8 +15,8 @@ from google.api_core import exceptions
 from google.cloud import container_v1
 
 from sandbox.clock import Clock
+from sandbox.faults import FaultSource, NoFaults
 from sandbox.gke import capacity, messages, validation
-from sandbox.gke.capacity import FaultSource, NoFaults
 from sandbox.gke.losses import Losses
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.names import Target, target_of

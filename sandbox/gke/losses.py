@@ -13,7 +13,7 @@ from enum import StrEnum
 from random import Random
 from typing import Any
 
-from sandbox.gke.capacity import FaultSource
+from sandbox.faults import FaultSource
 from sandbox.gke.nodes import Node
 from sandbox.power import annotations
 

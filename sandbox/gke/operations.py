@@ -12,8 +12,9 @@ from typing import Any
 from google.cloud import container_v1
 from google.rpc import code_pb2
 
+from sandbox.faults import FaultSource
 from sandbox.gke import capacity
-from sandbox.gke.capacity import FaultSource, Shortage
+from sandbox.gke.capacity import Shortage
 from sandbox.gke.losses import Stage, show
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.nodes import NodePort, build_node

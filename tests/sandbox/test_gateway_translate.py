@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from sandbox.clock import VirtualClock
-from sandbox.faults import Faults, describe
+from sandbox.faults import Faults, NoFaults, describe
 from sandbox.gateway.backends import Backends, attachment
 from sandbox.gateway.delays import Propagation
 from sandbox.gateway.draining import Draining
 from sandbox.gateway.model import Backend, Program, Rule, Share
 from sandbox.gateway.status import condition, stamped
 from sandbox.gateway.translate import translate
-from sandbox.gke.capacity import NoFaults
 
 NS = "inference"
 ROOT = Path(__file__).resolve().parents[2]
