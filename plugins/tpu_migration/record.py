@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from tpu_migration.clients.kubernetes import CONFIG_MAPS, Kubernetes, Object
@@ -119,9 +120,10 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as JSON text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self, default=vars, sort_keys=True, separators=(",", ":"))
 
     @classmethod
+    @lru_cache(maxsize=64)  # a keeper and a guard read the same text once a second; a record is never changed
     def from_json(cls, text: str) -> Record:
         """Read a record; raise RecordError if this version cannot be trusted with it."""
         try:
@@ -183,11 +185,12 @@ class Records:
         self._namespace = namespace
         self.workload = workload
         self.name = record_name(workload)
+        self._seen: Object | None = None  # as last read or written, for the next compare-and-swap
 
     def read(self) -> Record | None:
         """Return the record, or None if there is none."""
-        found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
-        return _record_in(found) if found else None
+        self._seen = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+        return _record_in(self._seen) if self._seen else None
 
     def begin(self, record: Record) -> None:
         """Write the first record of a run, over an ended one or over none.
@@ -209,23 +212,35 @@ class Records:
     def update(self, run_id: str, epoch: int, change: Callable[[Record], Record]) -> Record:
         """Change the record of this run and epoch by compare-and-swap and return it as written.
 
+        What was read or written last is tried first: where nobody wrote since, that saves a call.
         Raises SupersededError if a newer epoch or another run owns it, RecordError if it is gone.
         """
         for _ in range(_CAS_TRIES):
-            found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
+            seen = self._take_seen(run_id, epoch)
+            found = seen or self._kube.get(CONFIG_MAPS, self.name, self._namespace)
             if found is None:
                 raise RecordError(f"the record {self.name} is gone in the middle of run {run_id}")
             record = _record_in(found)
             _check_owner(record, run_id, epoch)
             changed = change(record)
             if changed == record:
+                if seen:
+                    continue  # that it is so already must be true now, not when it was last looked at
                 return record
             try:
-                self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
+                self._seen = self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
             except ConflictError:
                 continue
             return changed
         raise TransientError(f"{self.name} is written by others all the time: lost {_CAS_TRIES} times")
+
+    def _take_seen(self, run_id: str, epoch: int) -> Object | None:
+        """Return what was seen last, once, if it is of this run and epoch; a refusal needs a fresh look."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return None
+        record = _record_in(seen)
+        return seen if (record.run_id, record.epoch) == (run_id, epoch) else None
 
     def force(self, change: Callable[[Record], Record]) -> Record | None:
         """Change whatever record is there, whoever owns it; for a restore. None if there is none."""

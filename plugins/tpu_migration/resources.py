@@ -6,6 +6,7 @@ wheel: managed Airflow syncs neither plugins/ nor include/ to its triggerer.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ def read_text(name: str) -> str:
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
-    """Return the documents of a YAML file of include/manifests."""
-    return [each for each in yaml.safe_load_all(read_text(f"manifests/{name}")) if each]
+    """Return the documents of a YAML file of include/manifests; they are the caller's own."""
+    return deepcopy(_parsed(f"manifests/{name}"))
+
+
+@cache
+def _parsed(name: str) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(read_text(name)) if each]
 
 
 @cache

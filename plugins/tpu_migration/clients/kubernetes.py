@@ -162,12 +162,19 @@ class Kubernetes:
         return self._write("POST", resource.path(meta.get("namespace")), obj, f"create {_title(obj)}")
 
     def replace(self, obj: Object) -> Object:
-        """Write the object if nobody wrote it since it was read (metadata.resourceVersion is required)."""
+        """Write the object if nobody wrote it since it was read (metadata.resourceVersion is required).
+
+        Raises ConflictError if somebody wrote or deleted it.
+        """
         meta = obj["metadata"]
         if not meta.get("resourceVersion"):
             raise PermanentError(f"{_title(obj)} has no resourceVersion: a write would not be a compare-and-swap")
         path = resource_of(obj).path(meta.get("namespace"), meta["name"])
-        return self._write("PUT", path, obj, f"replace {_title(obj)}")
+        self._before_mutation()
+        response = self._call("PUT", path, query={"fieldManager": FIELD_MANAGER}, body=obj)
+        if response.status == 404 and _is_object_not_found(response):
+            raise ConflictError(f"{_title(obj)} was deleted since it was read")
+        return self._checked(response, f"replace {_title(obj)}")
 
     def apply(self, obj: Object, *, force: bool = False) -> Object:
         """Apply the object server-side; ConflictError names the field and who owns it."""

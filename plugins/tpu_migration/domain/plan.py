@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 TARGETS = ("tpu-v5e-8", "tpu-v5e-4", "tpu-v6e-8", "tpu-v6e-4")
@@ -143,7 +144,7 @@ class Plan:
         """Return the plan as JSON values."""
         return {**asdict(self), "steps": list(self.steps)}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Return 16 hex digits that change whenever the plan does (the connection's name apart)."""
         skip = {f.name for f in fields(self) if f.metadata.get("not_hashed")}

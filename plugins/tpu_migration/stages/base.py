@@ -42,7 +42,7 @@ FORWARD = (
 
 _BACKOFF_MAX_S = 15.0
 _WATCH_BACKOFF_MAX_S = 1.0
-_NOTE_EVERY_S = 2.0  # how often the waiting message is written to the record
+_NOTE_EVERY_S = 5.0  # how often the waiting message is written to the record
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ def _drain(ctx: Context, record: Record) -> Outcome:
         return Waiting(1.0, f"draining: the source {told}")
     idle_s = sample.at - first.at
     if idle_s < _DRAIN_WINDOW_S:
-        return Waiting(1.0, f"draining: the source has been idle for {idle_s:.0f} of {_DRAIN_WINDOW_S:.0f} s")
+        # The counters tell of whatever begins in between, so the window needs few looks.
+        left_s = min(_DRAIN_WINDOW_S - idle_s, _DRAIN_WINDOW_S / 3)
+        return Waiting(left_s, f"draining: the source has been idle for {idle_s:.0f} of {_DRAIN_WINDOW_S:.0f} s")
     ctx.update(lambda r: r.moved_to(Phase.DECOMMISSIONING))
     return Waiting(0, "the source is drained")
 

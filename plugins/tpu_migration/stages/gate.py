@@ -53,7 +53,7 @@ def step(ctx: Context) -> Outcome:
         record = ctx.update(lambda r: replace(r, notes={**r.notes, "gate_block": name, "gate_before": before}))
     blocks = _run_look(ctx, record, policy, name)
     if blocks is None:
-        return Waiting(1.0, f"measuring (look {len(looks) + 1} of at most {policy.looks}, policy {policy.name})")
+        return Waiting(2.0, f"measuring (look {len(looks) + 1} of at most {policy.looks}, policy {policy.name})")
     return _decide(ctx, record, policy, [*looks, name], voids)
 
 

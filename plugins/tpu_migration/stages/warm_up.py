@@ -40,8 +40,6 @@ def step(ctx: Context) -> Outcome:
     ready = sorted((each for each in pods if is_ready(each)), key=lambda pod: str(pod["metadata"]["name"]))
     if len(ready) < ctx.plan.target_replicas:
         return _wait_for_pods(ctx, pods, len(ready))
-    names = [each["metadata"]["name"] for each in ready]
-    _check_served(ctx, record, names)
     return _warm(ctx, record, ready)
 
 
@@ -108,14 +106,10 @@ def _warm(ctx: Context, record: Record, pods: list[Object]) -> Outcome:
     """Run pass after pass on every pod; the counts of compiles so far are in the record."""
     passes: list[dict[str, int]] = list(record.notes.get("compiles") or [])
     number = len(passes) + 1
-    compiled = _compiles(ctx, pods)
-    if silent := sorted(name for name, count in compiled.items() if not count):
-        raise PermanentError(
-            f"the log of {', '.join(silent)} tells of no compiled program: nothing would show whether users meet "
-            "compiles; is JAX_LOG_COMPILES=1 set, and does the image log to its standard output?"
-        )
-    if not passes:  # what the start itself compiled
-        ctx.update(lambda r: replace(r, notes={**r.notes, "compiles": [compiled]}))
+    if not passes:
+        _check_served(ctx, record, [each["metadata"]["name"] for each in pods])
+        at_start = _compiles(ctx, pods)
+        ctx.update(lambda r: replace(r, notes={**r.notes, "compiles": [at_start]}))
         return Waiting(0, "the engines are ready")
     arguments = ["--shapes=" + shapes(ctx), f"--output-tokens={_OUTPUT_TOKENS}", "--ignore-eos", "--seed=1"]
     model = record.source.served_names[0]
@@ -134,10 +128,12 @@ def _warm(ctx: Context, record: Record, pods: list[Object]) -> Outcome:
         finished += 1
     if finished < len(pods):
         return Waiting(1.0, f"warm-up pass {number - 1}: {finished} of {len(pods)} replicas driven through every shape")
+    compiled = _compiles(ctx, pods)
     growth = [compiled[name] - passes[-1].get(name, 0) for name in compiled]
     fresh = sum(growth)
     passes.append(compiled)
     if not any(growth):  # a log that was rotated shows fewer: that proves nothing either
+        _check_served(ctx, record, list(compiled))
         return _finish(ctx, passes)
     if number > _MAX_PASSES:
         raise PermanentError(
@@ -158,10 +154,16 @@ def _finish(ctx: Context, passes: list[dict[str, int]]) -> Outcome:
 
 
 def _compiles(ctx: Context, pods: list[Object]) -> dict[str, int]:
-    """Count the programs that each pod's log says were compiled."""
+    """Count the programs that each pod's log says were compiled; PermanentError if one tells of none."""
     names = [each["metadata"]["name"] for each in pods]
     logs = ctx.together([lambda n=name: ctx.kube.pod_log(ctx.plan.namespace, n) for name in names])  # type: ignore[misc]
-    return {name: len(COMPILED.findall(text)) for name, text in zip(names, logs, strict=True)}
+    compiled = {name: len(COMPILED.findall(text)) for name, text in zip(names, logs, strict=True)}
+    if silent := sorted(name for name, count in compiled.items() if not count):
+        raise PermanentError(
+            f"the log of {', '.join(silent)} tells of no compiled program: nothing would show whether users meet "
+            "compiles; is JAX_LOG_COMPILES=1 set, and does the image log to its standard output?"
+        )
+    return compiled
 
 
 def shapes(ctx: Context) -> str:
