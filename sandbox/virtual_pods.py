@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpu_migration.bench.results import render
 from tpu_migration.domain.gate import RequestResult
@@ -16,8 +16,16 @@ _GPU_BOOT_S, _TPU_BOOT_S, _TOOL_BOOT_S = 40.0, 240.0, 2.0
 _TTFT_S, _TPOT_S = 0.15, 0.02
 
 
+class PodState(NamedTuple):
+    """What a kubelet would tell of a pod."""
+
+    ready: bool
+    ended: bool = False
+    restarts: int = 0
+
+
 class VirtualPod:
-    """One pod that runs on a node; `written` is the status last given to the API."""
+    """One pod that runs on a node; `written` is the state last given to the API."""
 
     boot_s = _TOOL_BOOT_S
 
@@ -27,36 +35,45 @@ class VirtualPod:
         self.container: dict[str, Any] = obj["spec"]["containers"][0]
         self.node_labels = node_labels
         self.started = world.clock.now()
+        self.boot_s = self.boot_s / world.speed
         self.grace_s = float(obj["spec"].get("terminationGracePeriodSeconds", 30))
         self.stopped: float | None = None
-        self.written: dict[str, Any] = {}
+        self.written: PodState | None = None
 
     def listens(self, now: float) -> bool:
         """Tell whether the process answers on its port."""
         return now - self.started >= self.boot_s
 
-    def status(self, now: float) -> dict[str, Any]:
+    def state(self, now: float) -> PodState:
+        """Return what decides the pod's status; equal states have equal statuses."""
+        return PodState(self.listens(now))
+
+    def status(self, state: PodState) -> dict[str, Any]:
         """Return the pod's status as a kubelet writes it."""
-        ready = self.listens(now)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
+        running: dict[str, Any] = {"running": {"startedAt": stamp}}
+        ended = {"terminated": {"exitCode": 0, "reason": "Completed"}}
         return {
-            "phase": "Running",
+            "phase": "Succeeded" if state.ended else "Running",
             "podIP": self.address,
             "conditions": [
                 {"type": kind, "status": "True" if ok else "False", "lastTransitionTime": stamp}
-                for kind, ok in (("PodScheduled", True), ("ContainersReady", ready), ("Ready", ready))
+                for kind, ok in (("PodScheduled", True), ("ContainersReady", state.ready), ("Ready", state.ready))
             ],
             "containerStatuses": [
                 {
                     "name": self.container["name"],
-                    "ready": ready,
-                    "restartCount": 0,
+                    "ready": state.ready,
+                    "restartCount": state.restarts,
                     "image": self.container["image"],
                     "imageID": "",
-                    "state": {"running": {"startedAt": stamp}},
+                    "state": ended if state.ended else running,
                 }
             ],
         }
+
+    def tick(self, now: float) -> None:
+        """Do what the process does by itself as time passes."""
 
     def stop(self, now: float) -> None:
         """Begin to end, as after SIGTERM."""
@@ -95,7 +112,7 @@ class EnginePod(VirtualPod):
     def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
         super().__init__(world, obj, node_labels, address)
         self.is_tpu = "cloud.google.com/gke-tpu-accelerator" in node_labels
-        self.boot_s = _TPU_BOOT_S if self.is_tpu else _GPU_BOOT_S
+        self.boot_s = (_TPU_BOOT_S if self.is_tpu else _GPU_BOOT_S) / world.speed
         self.first_tokens = self.finished = 0
         self.ends: list[float] = []
         self.compiled = 24 if self.is_tpu else 0
@@ -194,8 +211,7 @@ class ProberPod(VirtualPod):
         }
         self._next = self.started + self.boot_s
 
-    def probe(self, now: float) -> None:
-        """Send what is due."""
+    def tick(self, now: float) -> None:
         while self._next <= now:
             even = int(self._next) % 2 == 0
             for name, arm in self.arms.items():
@@ -207,10 +223,6 @@ class ProberPod(VirtualPod):
                 if ok:
                     arm["last_ok"] = now
             self._next += 1.0
-
-    def status(self, now: float) -> dict[str, Any]:
-        self.probe(now)
-        return super().status(now)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         now = self.world.clock.now()
@@ -236,21 +248,17 @@ class BenchPod(VirtualPod):
         super().__init__(world, obj, node_labels, address)
         asked = self.options()
         if "shapes" in asked:
-            self.seconds = 5.0
+            self.seconds = 5.0 / world.speed
             host = asked["url"].removeprefix("http://").rpartition(":")[0]
             engine = world.pod_at(host)
             if isinstance(engine, EnginePod):
                 engine.compile(asked["shapes"])
         else:
-            self.seconds = int(asked["requests"]) / float(asked["rate"]) + 5.0
+            self.seconds = int(asked["requests"]) / float(asked["rate"]) + 5.0 / world.speed
 
-    def status(self, now: float) -> dict[str, Any]:
-        status = super().status(now)
-        if now - self.started < self.boot_s + self.seconds:
-            return status
-        state = {"terminated": {"exitCode": 0, "reason": "Completed"}}
-        containers = [{**status["containerStatuses"][0], "ready": False, "state": state}]
-        return {**status, "phase": "Succeeded", "containerStatuses": containers}
+    def state(self, now: float) -> PodState:
+        ended = now - self.started >= self.boot_s + self.seconds
+        return PodState(ready=self.listens(now) and not ended, ended=ended)
 
     def log(self) -> list[str]:
         asked = self.options()

@@ -6,6 +6,7 @@ same by another name.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def _text(name: str) -> str:
 
 
 def _documents(text: str) -> list[Object]:
+    """Return the objects of a YAML text; they are the caller's own."""
+    return deepcopy(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> list[Object]:
     return [document for document in yaml.safe_load_all(text) if document]
 
 

@@ -7,7 +7,6 @@ Gateway, the users, the prober and the benchmark Jobs.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 from google.cloud import container_v1
 
 from sandbox.api import Api, LocalClient, Request, Response
+from sandbox.api.messages import dumps
 from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
 from sandbox.gke.core import GkeCloud
@@ -30,13 +30,18 @@ GATEWAY_DELAY_S = 8.0  # what a weight takes on GKE (argoproj/argo-rollouts#4710
 class World:
     """A cluster with one GPU workload and users on it; `advance` is the only way for time to pass."""
 
-    def __init__(self, *, seed: int = 0, rate_rps: float = 3.0, answer_s: float = 6.0) -> None:
+    def __init__(
+        self, *, seed: int = 0, rate_rps: float = 3.0, answer_s: float = 6.0, speed: float = 1.0, replicas: int = 2
+    ) -> None:
         self.clock = VirtualClock()
+        self.speed = speed  # divides what the cloud takes, as `python -m sandbox up --speed` does
         self.random = random.Random(seed)
         self.api = Api(self.clock, seed)
         self.client = LocalClient(self.api)
         self.controllers = Manager(self.api, self.clock)
-        self.gke = GkeCloud(self.clock, LocalNodes(self.client), project=PROJECT, location=LOCATION, cluster=CLUSTER)
+        self.gke = GkeCloud(
+            self.clock, LocalNodes(self.client), speed=speed, project=PROJECT, location=LOCATION, cluster=CLUSTER
+        )
         self.faults: dict[str, dict[str, Any]] = {}
         self.user = "admin"  # whom the API takes the product for
         self.rate_rps, self.answer_s = rate_rps, answer_s
@@ -44,9 +49,11 @@ class World:
         self.violations: list[str] = []
         self.on_tick: list[Callable[[], None]] = []
         self.pods: dict[str, VirtualPod] = {}
+        self._pod_objects: dict[str, dict[str, Any]] = {}
         self._due = 0.0
         self._routes: deque[tuple[float, list[dict[str, Any]]]] = deque()
         self._applied: list[dict[str, Any]] = []
+        self.api.subscribe(self._see_pod)
         self.api.pod_proxy = self._proxy
         self.api.pod_logs = self._log
         for name, machine in (("default-pool", "e2-standard-8"), ("h100-pool", "a3-highgpu-1g")):
@@ -54,10 +61,10 @@ class World:
             self.gke.add_running_pool(
                 container_v1.NodePool(name=name, initial_node_count=2, config=config, locations=[ZONE])
             )
-        for obj in bootstrap_objects(8080):
+        for obj in bootstrap_objects(8080, replicas=replicas):
             self.client.create(address(obj)[0], obj)
         self._programme_gateway()
-        self.advance(180.0)
+        self.advance(180.0 / speed)
         self.users = {"requests": 0, "failed": 0, "truncated": 0}
         self.violations.clear()
 
@@ -66,6 +73,7 @@ class World:
     def advance(self, seconds: float) -> None:
         """Let time pass, in ticks of a second at most, and let everything react."""
         end = self.clock.now() + seconds
+        self._follow_route()  # the Gateway's delay begins when a route is written, not at the next tick
         while self.clock.now() < end - 1e-9:
             self.clock.advance(min(1.0, end - self.clock.now()))
             self.settle()
@@ -85,10 +93,7 @@ class World:
 
     def _run_pods(self) -> None:
         now = self.clock.now()
-        seen = set()
-        for obj in self._objects("pods"):
-            uid = obj["metadata"]["uid"]
-            seen.add(uid)
+        for uid, obj in list(self._pod_objects.items()):
             if not obj["spec"].get("nodeName"):
                 continue
             pod = self.pods.get(uid) or self._start(obj)
@@ -99,15 +104,23 @@ class World:
                     self.client.delete("pods", NAMESPACE, pod.name, grace_period_s=0)
                     del self.pods[uid]
                 continue
-            status = pod.status(now)
-            if status != pod.written:
-                pod.written = status
-                current = self.client.get("pods", NAMESPACE, pod.name)
-                if current:
-                    merged = {**(current.get("status") or {}), **status}
-                    self.client.update("pods", {**current, "status": merged}, subresource="status")
-        for uid in [each for each in self.pods if each not in seen]:
+            pod.tick(now)
+            state = pod.state(now)
+            if state != pod.written:
+                pod.written = state
+                merged = {**(obj.get("status") or {}), **pod.status(state)}
+                self.client.update("pods", {**obj, "status": merged}, subresource="status")
+        for uid in [each for each in self.pods if each not in self._pod_objects]:
             self.users["truncated"] += self.pods.pop(uid).cut(now)
+
+    def _see_pod(self, event: str, resource: str, obj: dict[str, Any]) -> None:
+        """Keep the namespace's pods as they are now, in the order in which they were made."""
+        if resource != "pods" or obj["metadata"]["namespace"] != NAMESPACE:
+            return
+        if event == "DELETED":
+            self._pod_objects.pop(obj["metadata"]["uid"], None)
+        else:
+            self._pod_objects[obj["metadata"]["uid"]] = obj
 
     def _objects(self, resource: str) -> list[dict[str, Any]]:
         """Return the store's own objects, to look at and never to change: copies would cost most of the time."""
@@ -166,7 +179,7 @@ class World:
         now = self.clock.now()
         newest = self._routes[-1][1] if self._routes else self._applied
         if rules != newest:
-            self._routes.append((now + (GATEWAY_DELAY_S if self._applied else 0.0), rules))
+            self._routes.append((now + (GATEWAY_DELAY_S / self.speed if self._applied else 0.0), rules))
         while self._routes and self._routes[0][0] <= now:
             self._applied = self._routes.popleft()[1]
 
@@ -193,26 +206,33 @@ class World:
 
     def request(self, arm: str | None = None, seconds: float | None = None) -> bool:
         """Send one request through the Gateway; True if an engine took it."""
-        weights = {name: weight for name, weight in self.weights(arm).items() if weight > 0}
-        if not weights:
+        return self._send(self._backends(arm), self.answer_s if seconds is None else seconds)
+
+    def _backends(self, arm: str | None = None) -> dict[str, tuple[int, list[EnginePod]]]:
+        """Return the backends with weight: what each gets, and its engines that are ready."""
+        return {name: (weight, self.ready_engines(name)) for name, weight in self.weights(arm).items() if weight > 0}
+
+    def _send(self, backends: dict[str, tuple[int, list[EnginePod]]], seconds: float) -> bool:
+        if not backends:
             return False
-        service = self.random.choices(list(weights), list(weights.values()))[0]
-        engines = [each for each in self.ready_engines(service) if each.serves(self.clock.now())]
+        (chosen,) = self.random.choices(list(backends), [weight for weight, _ in backends.values()])
+        now = self.clock.now()
+        engines = [each for each in backends[chosen][1] if each.serves(now)]
         if not engines:
             return False
-        engine = min(engines, key=lambda each: each.in_flight(self.clock.now()))
-        engine.take(self.clock.now(), self.answer_s if seconds is None else seconds)
+        min(engines, key=lambda each: each.in_flight(now)).take(now, seconds)
         return True
 
     def _users_arrive(self) -> None:
-        for service, weight in self.weights().items():
-            if weight > 0 and not self.ready_engines(service):
+        backends = self._backends()
+        for service, (weight, ready) in backends.items():
+            if not ready:
                 self.violations.append(f"{service} has weight {weight} and no ready endpoint")
         self._due += self.rate_rps
         while self._due >= 1:
             self._due -= 1
             self.users["requests"] += 1
-            if not self.request():
+            if not self._send(backends, self.answer_s):
                 self.users["failed"] += 1
 
     # --------------------------------------------------------------- clients
@@ -225,7 +245,7 @@ class World:
             method: str, path: str, *, query: Mapping[str, str], content_type: str, body: Any, timeout_s: float
         ) -> Answer:
             before(method, path)
-            payload = json.dumps(body).encode() if body is not None else b""
+            payload = dumps(body) if body is not None else b""
             headers = {"content-type": content_type, "user-agent": "tpu-migration"}
             response = self.api.handle(Request(method, path, dict(query), headers, payload, self.user))
             after(method, path)

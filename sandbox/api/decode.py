@@ -83,6 +83,8 @@ class Decoder:
             field = fields.get(name)
             if field is None:
                 self.unknown.append(prefix + name)
+            elif field.type == "string" and type(each) is str:
+                out[name] = each  # most of what an object holds: no path is needed for what fits
             elif each is not None:
                 out[name] = self._value(field, each, prefix + name, schema, go_prefix + name)
         if self._custom:
@@ -105,7 +107,8 @@ class Decoder:
             if not fits and kind == "integer" and isinstance(value, float) and value.is_integer():
                 value, fits = int(value), True
             if fits:
-                self._range(schema, value, path)
+                if schema.minimum is not None or schema.maximum is not None:
+                    self._range(schema, value, path)
                 return value
         elif kind == "quantity" and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             try:

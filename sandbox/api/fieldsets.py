@@ -7,6 +7,7 @@ A set of fields is a frozenset of paths; a path is a tuple of elements in the Fi
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .schema import Schema
@@ -97,7 +98,8 @@ def difference(schema: Schema, old: Any, new: Any) -> Difference:
     added: set[Path] = set()
     modified: set[Path] = set()
     removed: set[Path] = set()
-    _compare(schema, old, new, (), (added, modified, removed))
+    if old != new:
+        _compare(schema, old, new, (), (added, modified, removed))
     return Difference(strip(added), strip(modified), strip(removed))
 
 
@@ -111,31 +113,35 @@ def _leaf(old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[P
 
 
 def _compare(schema: Schema, old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[Path]]) -> None:
-    if old is new or old == new:
-        return
     present = [value for value in (old, new) if value is not _MISSING and value is not None]
     merging = bool(present) and all(_merges(schema, value) for value in present)
     if not merging or not any(present) or len({type(value) for value in present}) > 1:
         _leaf(old, new, path, out)
         return
     left, right = _children(schema, old), _children(schema, new)
-    for element in left.keys() | right.keys():
-        child = schema.item if schema.type == "list" else schema.child(element[2:])
-        _compare(child, left.get(element, _MISSING), right.get(element, _MISSING), (*path, element), out)
+    for name in left.keys() | right.keys():
+        before, after = left.get(name, _MISSING), right.get(name, _MISSING)
+        if before is after or before == after:
+            continue
+        if schema.type == "list":
+            _compare(schema.item, before, after, (*path, name), out)
+        else:
+            _compare(schema.child(name), before, after, (*path, f"f:{name}"), out)
     if old is _MISSING or new is _MISSING:
         _leaf(old, new, path, out)
 
 
 def _children(schema: Schema, value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
-        return {f"f:{name}": each for name, each in value.items()}
+        return value
     if isinstance(value, list):
         return {item_key(schema, item): item for item in value}
     return {}
 
 
+@lru_cache(maxsize=4096)  # an object is written many times by the same few managers
 def encode(fields: Fields) -> dict[str, Any]:
-    """Write a set of fields as FieldsV1."""
+    """Write a set of fields as FieldsV1; shared, so not to be changed."""
     root: dict[str, Any] = {}
     for path in sorted(fields):
         node = root

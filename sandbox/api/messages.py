@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from .resources import Resource
 
@@ -14,7 +15,7 @@ Object = dict[str, Any]
 
 def dumps(value: Any) -> bytes:
     """Encode `value` the way the API server does: compact JSON in UTF-8."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return msgspec.json.encode(value)
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Response:
 
     def json(self) -> Any:
         """Decode the body as JSON."""
-        return json.loads(self.body)
+        return msgspec.json.decode(self.body)
 
 
 @dataclass(frozen=True, slots=True)

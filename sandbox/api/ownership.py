@@ -31,9 +31,9 @@ class Owned(NamedTuple):
 Ownership = dict[Manager, Owned]
 
 
-def read(obj: Object | None) -> Ownership:
+def read(obj: Object) -> Ownership:
     """Read managedFields of an object."""
-    entries = obj["metadata"].get("managedFields", ()) if obj else ()
+    entries = obj["metadata"].get("managedFields", ())
     out: Ownership = {}
     for entry in entries:
         manager = Manager(

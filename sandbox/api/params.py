@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
 import yaml
 
 from .kinds import Options
@@ -57,8 +57,8 @@ def body(request: Request) -> Any:
     try:
         if kind.endswith("yaml") and not request.body.lstrip().startswith(b"{"):
             return yaml.load(request.body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return json.loads(request.body)
-    except (ValueError, yaml.YAMLError) as error:
+        return msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise bad_request(f"the object provided is unrecognized: {error}") from None
 
 

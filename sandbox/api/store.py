@@ -6,22 +6,32 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from . import ownership
 from .messages import Object, dumps
+from .ownership import Ownership
 
 HISTORY = 8192
 Key = tuple[str, str]
 
 
 class Entry:
-    """One version of one object; never changed once stored, so its encodings are kept."""
+    """One version of one object; never changed once stored, so what is made of it is kept."""
 
-    __slots__ = ("_item", "_json", "obj", "version")
+    __slots__ = ("_item", "_json", "_owners", "obj", "version")
 
     def __init__(self, obj: Object, version: int) -> None:
         self.obj = obj
         self.version = version
         self._json: bytes | None = None
         self._item: bytes | None = None
+        self._owners: Ownership | None = None
+
+    @property
+    def owners(self) -> Ownership:
+        """Who owns which field, as managedFields say."""
+        if self._owners is None:
+            self._owners = ownership.read(self.obj)
+        return self._owners
 
     @property
     def json(self) -> bytes:

@@ -164,7 +164,7 @@ class Writer:
         manager = Manager(options.manager, "Update", resource.api_version, subresource)
 
         def own(new: Object) -> Ownership:
-            held = ownership.read(old.obj)
+            held = old.owners
             owned = ownership.after_update(schema_of(resource), old.obj, new, held, manager, self.now())
             if subresource == "scale" and not new["spec"]["replicas"]:
                 # A Scale leaves a zero out, so nobody owns the replicas of what was scaled to none.
@@ -267,7 +267,7 @@ class Writer:
             obj = self.decode(resource, obj, options)
             owned: Ownership = {manager: ownership.Owned(fields, self.now())}
             return self._create(resource, obj, options, lambda _: owned), True
-        held = ownership.read(old.obj)
+        held = old.owners
         merged = apply.merge(schema, old.obj, applied)
         mine = held.get(manager)
         others = [owned.fields for other, owned in held.items() if other != manager]

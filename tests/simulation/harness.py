@@ -102,8 +102,8 @@ class Airflow:
 class Scene:
     """A world, its guard, and a plan that takes minutes of virtual time."""
 
-    def __init__(self, *, seed: int = 0, guard: bool = True, **plan: Any) -> None:
-        self.world = World(seed=seed)
+    def __init__(self, *, seed: int = 0, guard: bool = True, world: dict[str, Any] | None = None, **plan: Any) -> None:
+        self.world = World(seed=seed, **(world or {}))
         kube = Kubernetes(self.world.transport(lambda *_: None, lambda *_: None))
         self.guards = [Guard(kube, NAMESPACE, self.world.clock, f"guard-{number}") for number in range(2)]
         self.rescued: list[str] = []
