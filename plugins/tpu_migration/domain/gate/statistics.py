@@ -7,6 +7,7 @@ promise that a worse candidate never gets a better outcome rests on it.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,15 @@ def order_statistic_bounds(ordered: Floats, q: float, alpha: float) -> Interval:
     return Interval(float(ordered[quantile_index(n, q)]), low, high)
 
 
+@lru_cache(maxsize=16)
+def _draws(count: int, replicates: int, seed: tuple[int, int]) -> Counts:
+    """Return how often each replicate draws each block, replicates x count; shared, so read-only."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    draws: Counts = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.int32)
+    draws.setflags(write=False)
+    return draws
+
+
 class Blocks:
     """Resample an arm by blocks of time, since neighbouring requests share queues, batches and stalls.
 
@@ -96,9 +106,7 @@ class Blocks:
         else:
             self.of = np.zeros(len(times_s), dtype=np.int64)
         self.filled = len(np.unique(self.of))
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-        draws = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
-        self.draws: Counts = draws.astype(np.int32)
+        self.draws = _draws(count, replicates, seed)
 
     def quantiles(self, values: Floats, members: NDArray[np.bool_], q: float) -> Floats:
         """Return the q-quantile of each replicate over the member requests; NaN where it drew none."""
