@@ -229,34 +229,44 @@ def describe() -> list[Fault]:
     return list(_TABLE)
 
 
-class Faults:
-    """The faults that are switched on in one file; a missing file means none."""
+class FaultSet:
+    """The faults that are switched on, in memory."""
 
-    def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
-        self._stamp: tuple[int, int, int] | None = None
+    def __init__(self) -> None:
         self._active: dict[str, dict[str, Any]] = {}
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the options of fault `name`, its defaults filled in, or None while it is off."""
-        self._read()
-        options = self._active.get(name)
-        if options is None:
-            return None
-        return {**_DEFAULTS.get(name, {}), **options}
+        options = self.active().get(name)
+        return None if options is None else {**_DEFAULTS.get(name, {}), **options}
 
     def active(self) -> dict[str, dict[str, Any]]:
         """Return all faults that are on, with the options as they were given."""
-        self._read()
-        return dict(self._active)
+        return self._active
 
     def set(self, name: str, options: dict[str, Any] | None = None) -> None:
-        """Switch fault `name` on, with `options`; the file is replaced in one step."""
-        self._write({**self.active(), name: options or {}})
+        """Switch fault `name` on, with `options`."""
+        self._keep({**self.active(), name: options or {}})
 
     def clear(self, name: str | None = None) -> None:
         """Switch fault `name` off, or all of them."""
-        self._write({} if name is None else {k: v for k, v in self.active().items() if k != name})
+        self._keep({} if name is None else {k: v for k, v in self.active().items() if k != name})
+
+    def _keep(self, content: dict[str, dict[str, Any]]) -> None:
+        self._active = content
+
+
+class Faults(FaultSet):
+    """The faults that are switched on in one file, for several processes; a missing file means none."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self._stamp: tuple[int, int, int] | None = None
+
+    def active(self) -> dict[str, dict[str, Any]]:
+        self._read()
+        return dict(self._active)
 
     def _read(self) -> None:
         try:
@@ -276,7 +286,8 @@ class Faults:
             # Written by hand and half done: what was on stays on until the file can be read.
             sys.stderr.write(f"{self._path} must hold one JSON object, fault name → options: {error}\n")
 
-    def _write(self, content: dict[str, dict[str, Any]]) -> None:
+    def _keep(self, content: dict[str, dict[str, Any]]) -> None:
+        """Replace the file in one step."""
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
         temporary.replace(self._path)

@@ -21,7 +21,7 @@ from sandbox.controllers import Manager
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import LocalNodes
 from sandbox.virtual_pods import BenchPod, EnginePod, PlainPod, ProberPod, VirtualPod
-from sandbox.workload import NAMESPACE, address, bootstrap_objects
+from sandbox.workload import NAMESPACE, ORCHESTRATOR, address, bootstrap_objects
 
 PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
 GATEWAY_DELAY_S = 8.0  # what a weight takes on GKE (argoproj/argo-rollouts#4710)
@@ -43,7 +43,7 @@ class World:
             self.clock, LocalNodes(self.client), speed=speed, project=PROJECT, location=LOCATION, cluster=CLUSTER
         )
         self.faults: dict[str, dict[str, Any]] = {}
-        self.user = "admin"  # whom the API takes the product for
+        self.user = ORCHESTRATOR  # whom the API takes the product for
         self.rate_rps, self.answer_s = rate_rps, answer_s
         self.users = {"requests": 0, "failed": 0, "truncated": 0}
         self.violations: list[str] = []

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .messages import Object
-from .store import Store
+from .store import Change, Store
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+_RESOURCES = frozenset({"roles", "rolebindings", "clusterroles", "clusterrolebindings"})
+_REMEMBERED = 4096  # decisions; the same few clients ask the same few things all the time
+
+
+class Action(NamedTuple):
     """What somebody wants to do; `resource` includes the subresource ("pods/proxy")."""
 
     verb: str
@@ -60,13 +63,24 @@ class Authorizer:
     def __init__(self, store: Store, superusers: Iterable[str]) -> None:
         self._store = store
         self.superusers = set(superusers)
+        self._decided: dict[tuple[str, Action], bool] = {}
+        store.listen(self._forget)
+
+    def _forget(self, change: Change) -> None:
+        if change.resource in _RESOURCES:
+            self._decided.clear()
 
     def allows(self, user: str, action: Action) -> bool:
         """Tell whether `user` may do `action`."""
         if user in self.superusers:
             return True
-        groups = groups_of(user)
-        return any(_allows(rule, action) for rule in self._rules(user, groups, action.namespace))
+        asked = (user, action)
+        if asked not in self._decided:
+            if len(self._decided) >= _REMEMBERED:
+                self._decided.clear()
+            groups = groups_of(user)
+            self._decided[asked] = any(_allows(rule, action) for rule in self._rules(user, groups, action.namespace))
+        return self._decided[asked]
 
     def _rules(self, user: str, groups: set[str], namespace: str) -> Iterator[Object]:
         yield from self._bound("clusterrolebindings", None, user, groups)
