@@ -1,4 +1,4 @@
-"""Be the processes of a virtual world: engines, the prober, benchmark Jobs; counters instead of sockets."""
+"""Be the pods of a virtual world, as a kubelet sees them; counters instead of sockets."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpu_migration.bench.results import render
-from tpu_migration.domain.gate import RequestResult
-
 if TYPE_CHECKING:
     from sandbox.world import World
 
-_GPU_BOOT_S, _TPU_BOOT_S, _TOOL_BOOT_S = 40.0, 240.0, 2.0
-_TTFT_S, _TPOT_S = 0.15, 0.02
+_TOOL_BOOT_S = 2.0
 
 
 class PodState(NamedTuple):
-    """What a kubelet would tell of a pod."""
+    """What a kubelet tells of a pod."""
 
     ready: bool
-    ended: bool = False
+    phase: str = "Running"
     restarts: int = 0
+    waiting: str = ""  # why the container does not run
+    last_exit: int | None = None  # how the container ended last
 
 
 class VirtualPod:
@@ -32,6 +30,7 @@ class VirtualPod:
     def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
         self.world, self.address = world, address
         self.name: str = obj["metadata"]["name"]
+        self.node: str = obj["spec"]["nodeName"]
         self.container: dict[str, Any] = obj["spec"]["containers"][0]
         self.node_labels = node_labels
         self.started = world.clock.now()
@@ -39,41 +38,54 @@ class VirtualPod:
         self.grace_s = float(obj["spec"].get("terminationGracePeriodSeconds", 30))
         self.stopped: float | None = None
         self.written: PodState | None = None
+        self.restarts = 0
+        self._pulled = False
 
     def listens(self, now: float) -> bool:
         """Tell whether the process answers on its port."""
-        return now - self.started >= self.boot_s
+        return self._pulled and now - self.started >= self.boot_s and self.node not in self.world.nodes_off
 
     def state(self, now: float) -> PodState:
         """Return what decides the pod's status; equal states have equal statuses."""
-        return PodState(self.listens(now))
+        if not self._pulled:
+            return PodState(False, "Pending", waiting="ImagePullBackOff")
+        return PodState(self.listens(now) and self.stopped is None)
 
     def status(self, state: PodState) -> dict[str, Any]:
         """Return the pod's status as a kubelet writes it."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
-        running: dict[str, Any] = {"running": {"startedAt": stamp}}
-        ended = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+        now: dict[str, Any] = {"running": {"startedAt": stamp}}
+        if state.waiting:
+            now = {"waiting": {"reason": state.waiting, "message": f"container {self.container['name']}"}}
+        elif state.phase in ("Succeeded", "Failed"):
+            now = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+        container = {
+            "name": self.container["name"],
+            "ready": state.ready,
+            "restartCount": state.restarts,
+            "image": self.container["image"],
+            "imageID": "",
+            "state": now,
+        }
+        if state.last_exit is not None:
+            container["lastState"] = {"terminated": {"exitCode": state.last_exit, "reason": "Error"}}
         return {
-            "phase": "Succeeded" if state.ended else "Running",
+            "phase": state.phase,
             "podIP": self.address,
             "conditions": [
                 {"type": kind, "status": "True" if ok else "False", "lastTransitionTime": stamp}
                 for kind, ok in (("PodScheduled", True), ("ContainersReady", state.ready), ("Ready", state.ready))
             ],
-            "containerStatuses": [
-                {
-                    "name": self.container["name"],
-                    "ready": state.ready,
-                    "restartCount": state.restarts,
-                    "image": self.container["image"],
-                    "imageID": "",
-                    "state": ended if state.ended else running,
-                }
-            ],
+            "containerStatuses": [container],
         }
 
     def tick(self, now: float) -> None:
         """Do what the process does by itself as time passes."""
+        if self._pulled:
+            return
+        fault = self.world.faults.get("image-pull")
+        if fault is None or fault["image"] not in self.container["image"]:
+            self._pulled, self.started = True, now
 
     def stop(self, now: float) -> None:
         """Begin to end, as after SIGTERM."""
@@ -106,101 +118,6 @@ class PlainPod(VirtualPod):
     """A pod whose work is of no interest to a migration (the guard runs beside the world)."""
 
 
-class EnginePod(VirtualPod):
-    """A vLLM server: requests that run, and counters of those that did."""
-
-    def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
-        super().__init__(world, obj, node_labels, address)
-        self.is_tpu = "cloud.google.com/gke-tpu-accelerator" in node_labels
-        self.boot_s = (_TPU_BOOT_S if self.is_tpu else _GPU_BOOT_S) / world.speed
-        self.first_tokens = self.finished = 0
-        self.ends: list[float] = []
-        self.compiled = 24 if self.is_tpu else 0
-        self.warm: set[str] = set()
-        self.dead = False
-
-    def listens(self, now: float) -> bool:
-        return super().listens(now) and not self.dead
-
-    def serves(self, now: float) -> bool:
-        """Tell whether a request would be answered."""
-        return self.listens(now) and self.stopped is None and not self.world.faults.get(self._hung())
-
-    def _hung(self) -> str:
-        return "tpu-hung" if self.is_tpu else "gpu-hung"
-
-    def take(self, now: float, seconds: float) -> None:
-        """Begin a request that will stream for so many seconds."""
-        self.in_flight(now)
-        self.first_tokens += 1
-        self.ends.append(now + seconds)
-
-    def in_flight(self, now: float) -> int:
-        """Return how many requests run, those that have ended counted as finished."""
-        running = [end for end in self.ends if end > now]
-        self.finished += len(self.ends) - len(running)
-        self.ends = running
-        return len(running)
-
-    def ended(self, now: float) -> bool:
-        if self.stopped is None:
-            return False
-        return not self.in_flight(now) or now - self.stopped > self.grace_s
-
-    def cut(self, now: float) -> int:
-        return self.in_flight(now)
-
-    def compile(self, shapes: str) -> None:
-        """Compile what a warm-up's shapes ask for, the first time they come."""
-        fresh = set(shapes.split(",")) - self.warm
-        self.warm |= fresh
-        if self.is_tpu:
-            self.compiled += len(fresh)
-
-    def log(self) -> list[str]:
-        return [f"Finished XLA compilation of jit(step_{i}) in 9.1 sec" for i in range(self.compiled)]
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        now = self.world.clock.now()
-        if self.world.faults.get(self._hung()):
-            return 503, b"no answer within the timeout"
-        if path == "/v1/models":
-            data = [{"id": name, "max_model_len": 32768} for name in self.model_names()]
-            return 200, json.dumps({"object": "list", "data": data}).encode()
-        if path == "/v1/completions":
-            self.take(now, 0.0)
-            return 200, b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
-        if path == "/metrics":
-            return 200, self._metrics(now).encode()
-        return 200, b""
-
-    def model_names(self) -> list[str]:
-        """Return the names that the arguments say are served."""
-        words = [*(self.container.get("command") or []), *(self.container.get("args") or [])]
-        text = " ".join(words).replace("=", " ").split()
-        index = text.index("--served-model-name")
-        names = []
-        for word in text[index + 1 :]:
-            if word.startswith("-"):
-                break
-            names.append(word)
-        return names
-
-    def _metrics(self, now: float) -> str:
-        running = self.in_flight(now)
-        label = 'engine="0",model_name="m"'
-        quick = 0 if self.world.faults.get("slow-tpu") and self.is_tpu else self.first_tokens
-        return (
-            f"process_start_time_seconds {self.started:.1f}\n"
-            f"vllm:num_requests_running{{{label}}} {running}.0\n"
-            f"vllm:num_requests_waiting{{{label}}} 0.0\n"
-            f"vllm:num_preemptions_total{{{label}}} 0.0\n"
-            f'vllm:request_success_total{{{label},finished_reason="stop"}} {self.finished}.0\n'
-            f'vllm:time_to_first_token_seconds_bucket{{{label},le="5.0"}} {quick}.0\n'
-            f"vllm:time_to_first_token_seconds_count{{{label}}} {self.first_tokens}.0\n"
-        )
-
-
 class ProberPod(VirtualPod):
     """The prober: one request a second on the users' way, one each two seconds on each arm."""
 
@@ -212,12 +129,13 @@ class ProberPod(VirtualPod):
         self._next = self.started + self.boot_s
 
     def tick(self, now: float) -> None:
-        while self._next <= now:
+        super().tick(now)
+        while self.listens(now) and self._next <= now:
             even = int(self._next) % 2 == 0
             for name, arm in self.arms.items():
                 if name != "main" and not even:
                     continue
-                ok = self.world.request(None if name == "main" else name, seconds=0.0)
+                ok = not self.world.traffic.send(self.world.traffic.backends(None if name == "main" else name), 0.0)
                 arm["ok" if ok else "failed"] += 1
                 arm["consecutive"] = 0 if ok else arm["consecutive"] + 1
                 if ok:
@@ -239,59 +157,3 @@ class ProberPod(VirtualPod):
             for name, arm in self.arms.items()
         }
         return 200, json.dumps({"schema": 1, "started_s_ago": now - self.started, "arms": arms}).encode()
-
-
-class BenchPod(VirtualPod):
-    """One block of load: its result follows from the engine it reaches, its time from rate and count."""
-
-    def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
-        super().__init__(world, obj, node_labels, address)
-        asked = self.options()
-        if "shapes" in asked:
-            self.seconds = 5.0 / world.speed
-            host = asked["url"].removeprefix("http://").rpartition(":")[0]
-            engine = world.pod_at(host)
-            if isinstance(engine, EnginePod):
-                engine.compile(asked["shapes"])
-        else:
-            self.seconds = int(asked["requests"]) / float(asked["rate"]) + 5.0 / world.speed
-
-    def state(self, now: float) -> PodState:
-        ended = now - self.started >= self.boot_s + self.seconds
-        return PodState(ready=self.listens(now) and not ended, ended=ended)
-
-    def log(self) -> list[str]:
-        asked = self.options()
-        headers = [each for each in self.container.get("args") or [] if each.startswith("--header=x-tpu")]
-        on_target = any(each.endswith("=target") for each in headers)
-        slow = self.world.faults.get("slow-tpu") or {}
-        factor = slow.get("factor", 4.0) if on_target and slow else 1.0
-        count = 12 if "shapes" in asked else int(asked["requests"])
-        rate = 10.0 if "shapes" in asked else float(asked["rate"])
-        results = [_result(index, index / rate, factor, self.world.random.random()) for index in range(count)]
-        summary = {
-            "requests": count,
-            "void": False,
-            "void_reasons": [],
-            "loop_lag_p99_ms": 1.0,
-            "schedule_delay_p99_ms": 1.0,
-            "achieved_rate_ratio": 1.0,
-        }
-        return render(results, summary).splitlines()
-
-
-def _result(index: int, at_s: float, factor: float, noise: float) -> RequestResult:
-    tokens = 64
-    ttft, tpot = _TTFT_S * factor * (1 + 0.2 * noise), _TPOT_S * factor * (1 + 0.1 * noise)
-    return RequestResult(
-        id=str(index),
-        scheduled_s=at_s,
-        sent_s=at_s,
-        ttft_s=ttft,
-        tpot_s=tpot,
-        e2e_s=ttft + tpot * (tokens - 1),
-        prompt_tokens=128,
-        output_tokens=tokens,
-        ok=True,
-        finish_reason="length",
-    )

@@ -8,7 +8,6 @@ Gateway, the users, the prober and the benchmark Jobs.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -16,15 +15,21 @@ from google.cloud import container_v1
 
 from sandbox.api import Api, LocalClient, Request, Response
 from sandbox.api.messages import dumps
+from sandbox.api.trouble import Trouble
 from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
+from sandbox.faults import FaultSet
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import LocalNodes
-from sandbox.virtual_pods import BenchPod, EnginePod, PlainPod, ProberPod, VirtualPod
+from sandbox.others import Others
+from sandbox.power import ends_pods_within_s, is_off
+from sandbox.virtual_bench import BenchPod
+from sandbox.virtual_engine import EnginePod
+from sandbox.virtual_pods import PlainPod, PodState, ProberPod, VirtualPod
+from sandbox.virtual_traffic import Traffic
 from sandbox.workload import NAMESPACE, ORCHESTRATOR, address, bootstrap_objects
 
 PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
-GATEWAY_DELAY_S = 8.0  # what a weight takes on GKE (argoproj/argo-rollouts#4710)
 
 
 class World:
@@ -36,48 +41,54 @@ class World:
         self.clock = VirtualClock()
         self.speed = speed  # divides what the cloud takes, as `python -m sandbox up --speed` does
         self.random = random.Random(seed)
+        self.faults = FaultSet()
         self.api = Api(self.clock, seed)
         self.client = LocalClient(self.api)
         self.controllers = Manager(self.api, self.clock)
         self.gke = GkeCloud(
-            self.clock, LocalNodes(self.client), speed=speed, project=PROJECT, location=LOCATION, cluster=CLUSTER
+            self.clock,
+            LocalNodes(self.client),
+            speed=speed,
+            project=PROJECT,
+            location=LOCATION,
+            cluster=CLUSTER,
+            faults=self.faults,
         )
-        self.faults: dict[str, dict[str, Any]] = {}
         self.user = ORCHESTRATOR  # whom the API takes the product for
-        self.rate_rps, self.answer_s = rate_rps, answer_s
-        self.users = {"requests": 0, "failed": 0, "truncated": 0}
-        self.violations: list[str] = []
         self.on_tick: list[Callable[[], None]] = []
         self.pods: dict[str, VirtualPod] = {}
+        self.nodes_off: set[str] = set()
+        self._nodes_ending: dict[str, float] = {}
         self._pod_objects: dict[str, dict[str, Any]] = {}
-        self._due = 0.0
-        self._routes: deque[tuple[float, list[dict[str, Any]]]] = deque()
-        self._applied: list[dict[str, Any]] = []
-        self.api.subscribe(self._see_pod)
+        self.traffic = Traffic(self, rate_rps, answer_s)
+        self._trouble = Trouble(self.faults, self.clock.now)
+        self.api.subscribe(self._observe)
         self.api.pod_proxy = self._proxy
         self.api.pod_logs = self._log
-        for name, machine in (("default-pool", "e2-standard-8"), ("h100-pool", "a3-highgpu-1g")):
+        for name, machine, count in (("default-pool", "e2-standard-8", 2), ("h100-pool", "a3-highgpu-1g", replicas)):
             config = container_v1.NodeConfig(machine_type=machine)
             self.gke.add_running_pool(
-                container_v1.NodePool(name=name, initial_node_count=2, config=config, locations=[ZONE])
+                container_v1.NodePool(name=name, initial_node_count=count, config=config, locations=[ZONE])
             )
-        for obj in bootstrap_objects(8080, replicas=replicas):
+        in_git = bootstrap_objects(8080, replicas=replicas)
+        self._others = Others(self.faults, in_git)
+        for obj in in_git:
             self.client.create(address(obj)[0], obj)
         self._programme_gateway()
         self.advance(180.0 / speed)
-        self.users = {"requests": 0, "failed": 0, "truncated": 0}
-        self.violations.clear()
+        self.traffic.begin()
 
     # ------------------------------------------------------------------ time
 
-    def advance(self, seconds: float) -> None:
-        """Let time pass, in ticks of a second at most, and let everything react."""
+    def advance(self, seconds: float, tick_s: float = 1.0) -> None:
+        """Let time pass, in ticks of `tick_s` at most, and let everything react."""
         end = self.clock.now() + seconds
-        self._follow_route()  # the Gateway's delay begins when a route is written, not at the next tick
-        while self.clock.now() < end - 1e-9:
-            self.clock.advance(min(1.0, end - self.clock.now()))
+        self.traffic.follow_routes()  # its delay begins when a route is written, not at the next tick
+        while (left := end - self.clock.now()) > 1e-9:
+            elapsed = min(tick_s, left)
+            self.clock.advance(elapsed)
             self.settle()
-            self._users_arrive()
+            self.traffic.arrive(elapsed)
             for hook in self.on_tick:
                 hook()
 
@@ -86,43 +97,74 @@ class World:
         self.gke.tick()
         self.controllers.settle()
         self._run_pods()
+        self._let_others_write()
         self.controllers.settle()
-        self._follow_route()
+        self.traffic.follow_routes()
+
+    def _let_others_write(self) -> None:
+        if not self._others.busy:
+            return
+        for write in self._others.writes(self.objects("httproutes"), self.clock.now()):
+            other = LocalClient(self.api, write.manager)
+            other.patch("httproutes", write.namespace, write.name, write.body, write.content_type, force=True)
 
     # ------------------------------------------------------------------ pods
 
     def _run_pods(self) -> None:
+        """Be the kubelets: start what is bound, tell how it is, end what is deleted."""
         now = self.clock.now()
         for uid, obj in list(self._pod_objects.items()):
-            if not obj["spec"].get("nodeName"):
+            node = obj["spec"].get("nodeName")
+            if not node:
                 continue
             pod = self.pods.get(uid) or self._start(obj)
-            if obj["metadata"].get("deletionTimestamp"):
+            if node in self.nodes_off:
+                self.traffic.cut(pod.name, pod.cut(now))
+            elif obj["metadata"].get("deletionTimestamp"):
                 pod.stop(now)
                 if pod.ended(now):
-                    self.users["truncated"] += pod.cut(now)
+                    self._forget(uid)
                     self.client.delete("pods", NAMESPACE, pod.name, grace_period_s=0)
-                    del self.pods[uid]
-                continue
-            pod.tick(now)
-            state = pod.state(now)
-            if state != pod.written:
-                pod.written = state
-                merged = {**(obj.get("status") or {}), **pod.status(state)}
-                self.client.update("pods", {**obj, "status": merged}, subresource="status")
+            else:
+                self._tell(pod, obj, now)
         for uid in [each for each in self.pods if each not in self._pod_objects]:
-            self.users["truncated"] += self.pods.pop(uid).cut(now)
+            self._forget(uid)
 
-    def _see_pod(self, event: str, resource: str, obj: dict[str, Any]) -> None:
-        """Keep the namespace's pods as they are now, in the order in which they were made."""
-        if resource != "pods" or obj["metadata"]["namespace"] != NAMESPACE:
-            return
-        if event == "DELETED":
-            self._pod_objects.pop(obj["metadata"]["uid"], None)
-        else:
-            self._pod_objects[obj["metadata"]["uid"]] = obj
+    def _tell(self, pod: VirtualPod, obj: dict[str, Any], now: float) -> None:
+        """Write a pod's status where it has changed."""
+        pod.tick(now)
+        state = pod.state(now)
+        if pod.node in self._nodes_ending:
+            pod.grace_s = min(pod.grace_s, self._nodes_ending[pod.node])
+            pod.stop(now)
+            state = PodState(False, "Failed") if pod.ended(now) else pod.state(now)
+        if state != pod.written:
+            pod.written = state
+            status = {**(obj.get("status") or {}), **pod.status(state)}
+            self.client.update("pods", {**obj, "status": status}, subresource="status")
 
-    def _objects(self, resource: str) -> list[dict[str, Any]]:
+    def _forget(self, uid: str) -> None:
+        pod = self.pods.pop(uid)
+        self.traffic.cut(pod.name, pod.cut(self.clock.now()))
+
+    def _observe(self, event: str, resource: str, obj: dict[str, Any]) -> None:
+        """Keep the namespace's pods as they are now, in the order in which they were made, and who has power."""
+        if resource == "pods" and obj["metadata"]["namespace"] == NAMESPACE:
+            uid = obj["metadata"]["uid"]
+            if event == "DELETED":
+                self._pod_objects.pop(uid, None)
+            else:
+                self._pod_objects[uid] = obj
+        elif resource == "nodes":
+            name, within_s = obj["metadata"]["name"], ends_pods_within_s(obj)
+            self.nodes_off.discard(name)
+            self._nodes_ending.pop(name, None)
+            if event != "DELETED" and is_off(obj):
+                self.nodes_off.add(name)
+            elif event != "DELETED" and within_s is not None:
+                self._nodes_ending[name] = within_s
+
+    def objects(self, resource: str) -> list[dict[str, Any]]:
         """Return the store's own objects, to look at and never to change: copies would cost most of the time."""
         return [entry.obj for entry in self.api.store.list(resource, NAMESPACE)]
 
@@ -162,92 +204,32 @@ class World:
             lines = lines[-int(query["tailLines"]) :]
         return "".join(f"{line}\n" for line in lines).encode()
 
-    # --------------------------------------------------------------- traffic
-
     def _programme_gateway(self) -> None:
         gateway = self.client.list("gateways", NAMESPACE)[0]
         gateway["status"] = {"addresses": [{"type": "IPAddress", "value": "10.9.9.9"}]}
         self.client.update("gateways", gateway, subresource="status")
 
-    def _follow_route(self) -> None:
-        """Apply the routes' rules after the time that a load balancer takes."""
-        rules = [
-            rule
-            for route in sorted(self._objects("httproutes"), key=lambda r: str(r["metadata"]["name"]))
-            for rule in route["spec"].get("rules") or []
-        ]
-        now = self.clock.now()
-        newest = self._routes[-1][1] if self._routes else self._applied
-        if rules != newest:
-            self._routes.append((now + (GATEWAY_DELAY_S / self.speed if self._applied else 0.0), rules))
-        while self._routes and self._routes[0][0] <= now:
-            self._applied = self._routes.popleft()[1]
-
-    def weights(self, arm: str | None = None) -> dict[str, int]:
-        """Return the weights in force at the Gateway, for users or for one arm of the probe route."""
-        for rule in self._applied:
-            headers = [h for match in rule.get("matches") or [] for h in match.get("headers") or []]
-            if (arm is None and not headers) or any(header["value"] == arm for header in headers):
-                return {ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or []}
-        return {}
-
-    def ready_engines(self, service: str) -> list[EnginePod]:
-        """Return the engines behind a Service that are ready to take requests."""
-        found = []
-        for one in self._objects("endpointslices"):
-            if one["metadata"]["labels"].get("kubernetes.io/service-name") != service:
-                continue
-            for endpoint in one.get("endpoints") or []:
-                if (endpoint.get("conditions") or {}).get("ready"):
-                    pod = self.pod_named(endpoint["targetRef"]["name"])
-                    if isinstance(pod, EnginePod):
-                        found.append(pod)
-        return found
-
-    def request(self, arm: str | None = None, seconds: float | None = None) -> bool:
-        """Send one request through the Gateway; True if an engine took it."""
-        return self._send(self._backends(arm), self.answer_s if seconds is None else seconds)
-
-    def _backends(self, arm: str | None = None) -> dict[str, tuple[int, list[EnginePod]]]:
-        """Return the backends with weight: what each gets, and its engines that are ready."""
-        return {name: (weight, self.ready_engines(name)) for name, weight in self.weights(arm).items() if weight > 0}
-
-    def _send(self, backends: dict[str, tuple[int, list[EnginePod]]], seconds: float) -> bool:
-        if not backends:
-            return False
-        (chosen,) = self.random.choices(list(backends), [weight for weight, _ in backends.values()])
-        now = self.clock.now()
-        engines = [each for each in backends[chosen][1] if each.serves(now)]
-        if not engines:
-            return False
-        min(engines, key=lambda each: each.in_flight(now)).take(now, seconds)
-        return True
-
-    def _users_arrive(self) -> None:
-        backends = self._backends()
-        for service, (weight, ready) in backends.items():
-            if not ready:
-                self.violations.append(f"{service} has weight {weight} and no ready endpoint")
-        self._due += self.rate_rps
-        while self._due >= 1:
-            self._due -= 1
-            self.users["requests"] += 1
-            if not self._send(backends, self.answer_s):
-                self.users["failed"] += 1
-
     # --------------------------------------------------------------- clients
 
-    def transport(self, before: Callable[[str, str], None], after: Callable[[str, str], None]) -> Any:
+    def transport(
+        self, before: Callable[[str, str], None], after: Callable[[str, str], None], user: str | None = None
+    ) -> Any:
         """Return the transport of the product's Kubernetes client; the hooks see each call."""
         from tpu_migration.clients.kubernetes import Response as Answer
+        from tpu_migration.errors import TransientError
 
         def send(
             method: str, path: str, *, query: Mapping[str, str], content_type: str, body: Any, timeout_s: float
         ) -> Answer:
             before(method, path)
+            who = user or self.user
+            if self._trouble.down(who):
+                raise TransientError(f"no answer to {method} {path} within {timeout_s} s: connection refused")
+            if (refusal := self._trouble.refusal(who)) is not None:
+                return Answer(refusal.status, refusal.body)
             payload = dumps(body) if body is not None else b""
             headers = {"content-type": content_type, "user-agent": "tpu-migration"}
-            response = self.api.handle(Request(method, path, dict(query), headers, payload, self.user))
+            response = self.api.handle(Request(method, path, dict(query), headers, payload, who))
             after(method, path)
             return Answer(response.status, response.body)
 

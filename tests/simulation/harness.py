@@ -19,6 +19,7 @@ from tpu_migration.stages import STAGES
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, StageRun, Waiting
 
 FORWARD = [name for name in STAGES if name != "restore"]
+GUARD = f"system:serviceaccount:{NAMESPACE}:tpu-migration-guard"
 HORIZON_S = 4 * 3600.0  # virtual; a run that takes longer hangs
 
 
@@ -104,7 +105,7 @@ class Scene:
 
     def __init__(self, *, seed: int = 0, guard: bool = True, world: dict[str, Any] | None = None, **plan: Any) -> None:
         self.world = World(seed=seed, **(world or {}))
-        kube = Kubernetes(self.world.transport(lambda *_: None, lambda *_: None))
+        kube = self.client(GUARD)
         self.guards = [Guard(kube, NAMESPACE, self.world.clock, f"guard-{number}") for number in range(2)]
         self.rescued: list[str] = []
         if guard:
@@ -142,10 +143,13 @@ class Scene:
         plan = Plan.from_params({**self.plan.to_dict(), **changes})
         return Airflow(self.world, plan, run_id, calls)
 
+    def client(self, user: str) -> Kubernetes:
+        """Return a client of this cluster."""
+        return Kubernetes(self.world.transport(lambda *_: None, lambda *_: None, user))
+
     @property
     def record(self) -> Record:
-        kube = Kubernetes(self.world.transport(lambda *_: None, lambda *_: None))
-        found = Records(kube, NAMESPACE, WORKLOAD).read()
+        found = Records(self.client("admin"), NAMESPACE, WORKLOAD).read()
         assert found is not None
         return found
 
@@ -165,29 +169,27 @@ class Scene:
         self.when(lambda: self.weights().get(f"{WORKLOAD}-tpu", 0) >= percent, act)
 
     def weights(self) -> dict[str, int]:
-        return self.world.weights()
+        return self.world.traffic.weights()
 
     def pools(self) -> set[str]:
         return set(self.world.gke.state["pools"])
 
     def assert_nobody_noticed(self) -> None:
-        assert self.world.violations == []
-        assert self.world.users["failed"] == 0
-        assert self.world.users["truncated"] == 0
+        assert self.world.traffic.violations == []
 
     def assert_users_on_gpu(self) -> None:
         self.world.advance(15.0)
         weights = self.weights()
         assert weights.get(f"{WORKLOAD}-tpu", 0) == 0, weights
         assert weights[WORKLOAD] > 0
-        assert len(self.world.ready_engines(WORKLOAD)) == 2
+        assert len(self.world.traffic.ready_engines(WORKLOAD)) == 2
 
     def assert_users_on_tpu(self) -> None:
         self.world.advance(15.0)
         weights = self.weights()
         assert weights.get(WORKLOAD, 0) == 0, weights
         assert weights[f"{WORKLOAD}-tpu"] > 0
-        assert len(self.world.ready_engines(f"{WORKLOAD}-tpu")) == 2
+        assert len(self.world.traffic.ready_engines(f"{WORKLOAD}-tpu")) == 2
 
     def assert_nothing_left(self) -> None:
         """Only what was there before, the record and the snapshot are left; and an idle Lease."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.virtual_pods import EnginePod
+from sandbox.virtual_engine import EnginePod
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.harness import Calls, Killed, Phase, Scene
 from tpu_migration.clients.kubernetes import Kubernetes

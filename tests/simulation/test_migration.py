@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.virtual_pods import EnginePod
+from sandbox.virtual_engine import EnginePod
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.harness import Phase, Scene
 from tpu_migration.clients.kubernetes import Kubernetes
@@ -29,7 +29,7 @@ def test_by_default_the_gpus_are_kept_and_scaled_by_their_own_hpa_again():
     scene = Scene(source_release="keep")
     hpa = scene.world.client.get("horizontalpodautoscalers", NAMESPACE, WORKLOAD)
     assert scene.airflow().run().green
-    assert len(scene.world.ready_engines(WORKLOAD)) == 2
+    assert len(scene.world.traffic.ready_engines(WORKLOAD)) == 2
     assert "h100-pool" in scene.pools()
     after = scene.world.client.get("horizontalpodautoscalers", NAMESPACE, WORKLOAD)
     assert after["spec"]["minReplicas"] == hpa["spec"]["minReplicas"]
@@ -49,7 +49,7 @@ def test_a_proof_of_concept_measures_and_touches_no_traffic():
 
 def test_a_tpu_too_slow_for_the_gate_is_given_back_and_the_reason_has_numbers():
     scene = Scene()
-    scene.world.faults["slow-tpu"] = {"factor": 4.0}
+    scene.world.faults.set("slow-tpu")
     airflow = scene.airflow().run()
     assert not airflow.green
     assert scene.record.phase is Phase.FALLEN_BACK
@@ -145,7 +145,7 @@ def test_a_second_run_is_refused_by_name_and_its_teardown_touches_nothing():
 
 def test_a_new_run_may_follow_one_that_fell_back():
     scene = Scene()
-    scene.world.faults["slow-tpu"] = {"factor": 4.0}
+    scene.world.faults.set("slow-tpu")
     scene.airflow("run-1").run()
     scene.world.faults.clear()
     second = scene.airflow("run-2").run()
@@ -164,7 +164,7 @@ def test_a_new_run_may_follow_one_that_fell_back():
         ({"peak_rps": 0}, "peak_rps is not given"),
         ({"target_replicas": 1}, "accept_single_replica"),
         ({"policy": "nope"}, "there are: "),
-        ({"namespace": "elsewhere"}, "no guard runs in namespace elsewhere"),
+        ({"namespace": "elsewhere"}, "grant the right"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(changes, words):
@@ -181,6 +181,12 @@ def test_bad_input_is_refused_before_anything_is_made(changes, words):
     assert words in airflow.reasons()
     assert not airflow.green
     assert snapshot_of(scene) == before
+
+
+def test_a_namespace_without_a_guard_is_refused():
+    scene = Scene()
+    scene.world.user = "admin"
+    assert "no guard runs in namespace elsewhere" in scene.airflow(namespace="elsewhere").run().reasons()
 
 
 def snapshot_of(scene: Scene) -> dict[str, list[str]]:

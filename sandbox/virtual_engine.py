@@ -1,0 +1,177 @@
+"""Be the vLLM servers of a virtual world: requests that run, counters of those that did, and what breaks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sandbox.virtual_pods import PodState, VirtualPod
+
+if TYPE_CHECKING:
+    from sandbox.world import World
+
+_GPU_BOOT_S, _TPU_BOOT_S = 40.0, 240.0
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 10.0, 300.0
+# How far into its start an engine breaks, as a share of the time that a start takes.
+_BREAKS = {"oom": 0.8, "crash-loop": 0.1}
+_LAST_WORDS = {
+    "oom": "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Error loading program: Attempting to reserve 9.41G",
+    "crash-loop": "RuntimeError: TPU initialization failed: open(/dev/vfio/0): No such file or directory",
+}
+
+
+class EnginePod(VirtualPod):
+    """A vLLM server on a GPU or a TPU."""
+
+    def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
+        super().__init__(world, obj, node_labels, address)
+        self.is_tpu = "cloud.google.com/gke-tpu-accelerator" in node_labels
+        self.boot_s = (_TPU_BOOT_S if self.is_tpu else _GPU_BOOT_S) / world.speed
+        self.first_tokens = self.finished = self.slow = 0
+        self.ends: list[float] = []
+        self.compiled = 24 if self.is_tpu else 0
+        self.warm: set[str] = set()
+        self.dead = False
+        self._stalls = 0
+        self._last_words = ""
+
+    # -------------------------------------------------------------- process
+
+    def fault(self, name: str) -> dict[str, Any] | None:
+        """Return the options of a fault that is on and meant for this engine."""
+        if self.is_tpu == name.startswith("gpu"):
+            return None
+        found = self.world.faults.get(name)
+        return found if found is not None and self.name.startswith(found.get("workload", "")) else None
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self.listens(now):
+            self._compile_again(now)
+            return
+        if now < self.started:
+            return  # it waits for its next try
+        for name, share in _BREAKS.items():
+            if self.fault(name) is not None and now - self.started >= share * self.boot_s:
+                self._crash(now, name)
+                return
+        if self.fault("compile-hang") is not None:
+            self.started = max(self.started, now - self.boot_s / 2)
+
+    def _crash(self, now: float, name: str) -> None:
+        backoff_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self.restarts) / self.world.speed
+        self.restarts += 1
+        self._last_words = _LAST_WORDS[name]
+        self.started = now + backoff_s
+
+    def _compile_again(self, now: float) -> None:
+        fault = self.fault("recompile")
+        if fault is not None and (stalls := int((now - self.started) // fault["every_s"])) != self._stalls:
+            self._stalls = stalls
+            self.compiled += 1
+
+    def stalled(self, now: float) -> bool:
+        """Tell whether it compiles just now, and requests wait."""
+        fault = self.fault("recompile")
+        return fault is not None and (now - self.started) % fault["every_s"] < fault["stall_s"]
+
+    def state(self, now: float) -> PodState:
+        if now < self.started:
+            return PodState(False, restarts=self.restarts, waiting="CrashLoopBackOff", last_exit=1)
+        found = super().state(now)
+        return found._replace(restarts=self.restarts, last_exit=1 if self.restarts else None)
+
+    def listens(self, now: float) -> bool:
+        return super().listens(now) and not self.dead
+
+    def computes(self) -> bool:
+        """Tell whether a request that has begun goes on to its end."""
+        return self.fault("gpu-hung") is None and self.fault("hang-mid-stream") is None
+
+    def serves(self, now: float) -> bool:
+        """Tell whether a new request would be taken."""
+        return self.listens(now) and self.stopped is None and self.fault("gpu-hung") is None
+
+    # ------------------------------------------------------------- requests
+
+    def take(self, now: float, seconds: float) -> bool:
+        """Begin a request that will stream for so many seconds; False if it fails at once."""
+        running = self.in_flight(now)
+        overload = self.fault("errors-under-load")
+        if overload is not None and running >= overload["at"] and self.world.random.random() < overload["rate"]:
+            return False
+        self.first_tokens += 1
+        if self.stalled(now) or self.fault("slow-tpu") is not None:
+            self.slow += 1
+        self.ends.append(now + seconds)
+        return True
+
+    def in_flight(self, now: float) -> int:
+        """Return how many requests run, those that have ended counted as finished."""
+        if not self.computes():
+            return len(self.ends)  # none of them gets any further
+        running = [end for end in self.ends if end > now]
+        self.finished += len(self.ends) - len(running)
+        self.ends = running
+        return len(running)
+
+    def ended(self, now: float) -> bool:
+        if self.stopped is None:
+            return False
+        return not self.in_flight(now) or now - self.stopped > self.grace_s
+
+    def cut(self, now: float) -> int:
+        running = self.in_flight(now)
+        self.ends = []
+        return running
+
+    def compile(self, shapes: str) -> None:
+        """Compile what a warm-up's shapes ask for, the first time they come."""
+        fresh = set(shapes.split(",")) - self.warm
+        self.warm |= fresh
+        if self.is_tpu:
+            self.compiled += len(fresh)
+
+    # ----------------------------------------------------------------- HTTP
+
+    def log(self) -> list[str]:
+        lines = [f"Finished XLA compilation of jit(step_{i}) in 9.1 sec" for i in range(self.compiled)]
+        return [*lines, self._last_words] if self._last_words else lines
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        now = self.world.clock.now()
+        if path == "/v1/models":
+            data = [{"id": name, "max_model_len": 32768} for name in self.model_names()]
+            return 200, json.dumps({"object": "list", "data": data}).encode()
+        if path == "/v1/completions":
+            if not (self.computes() and self.take(now, 0.0)):
+                return 503, b"no answer within the timeout"
+            return 200, b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
+        if path == "/metrics":
+            return 200, self._metrics(now).encode()
+        return 200, b""
+
+    def model_names(self) -> list[str]:
+        """Return the names that the arguments say are served."""
+        words = [*(self.container.get("command") or []), *(self.container.get("args") or [])]
+        text = " ".join(words).replace("=", " ").split()
+        index = text.index("--served-model-name")
+        names = []
+        for word in text[index + 1 :]:
+            if word.startswith("-"):
+                break
+            names.append(word)
+        return names
+
+    def _metrics(self, now: float) -> str:
+        running = self.in_flight(now)
+        label = 'engine="0",model_name="m"'
+        return (
+            f"process_start_time_seconds {self.started:.1f}\n"
+            f"vllm:num_requests_running{{{label}}} {running}.0\n"
+            f"vllm:num_requests_waiting{{{label}}} 0.0\n"
+            f"vllm:num_preemptions_total{{{label}}} 0.0\n"
+            f'vllm:request_success_total{{{label},finished_reason="stop"}} {self.finished}.0\n'
+            f'vllm:time_to_first_token_seconds_bucket{{{label},le="5.0"}} {self.first_tokens - self.slow}.0\n'
+            f"vllm:time_to_first_token_seconds_count{{{label}}} {self.first_tokens}.0\n"
+        )
