@@ -32,6 +32,7 @@ class EnginePod(VirtualPod):
         self.compiled = 24 if self.is_tpu else 0
         self.warm: set[str] = set()
         self.dead = False
+        self._up = False
         self._stalls = 0
         self._last_words = ""
 
@@ -46,7 +47,7 @@ class EnginePod(VirtualPod):
 
     def tick(self, now: float) -> None:
         super().tick(now)
-        if self.listens(now):
+        if self._up:
             self._compile_again(now)
             return
         if now < self.started:
@@ -57,6 +58,7 @@ class EnginePod(VirtualPod):
                 return
         if self.fault("compile-hang") is not None:
             self.started = max(self.started, now - self.boot_s / 2)
+        self._up = super().listens(now)
 
     def _crash(self, now: float, name: str) -> None:
         backoff_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self.restarts) / self.world.speed
@@ -82,7 +84,7 @@ class EnginePod(VirtualPod):
         return found._replace(restarts=self.restarts, last_exit=1 if self.restarts else None)
 
     def listens(self, now: float) -> bool:
-        return super().listens(now) and not self.dead
+        return self._up and super().listens(now) and not self.dead
 
     def computes(self) -> bool:
         """Tell whether a request that has begun goes on to its end."""
@@ -95,7 +97,7 @@ class EnginePod(VirtualPod):
     # ------------------------------------------------------------- requests
 
     def take(self, now: float, seconds: float) -> bool:
-        """Begin a request that will stream for so many seconds; False if it fails at once."""
+        """Begin a request that will stream for so many seconds, 0: a probe's; False if it fails at once."""
         running = self.in_flight(now)
         overload = self.fault("errors-under-load")
         if overload is not None and running >= overload["at"] and self.world.random.random() < overload["rate"]:
@@ -103,7 +105,10 @@ class EnginePod(VirtualPod):
         self.first_tokens += 1
         if self.stalled(now) or self.fault("slow-tpu") is not None:
             self.slow += 1
-        self.ends.append(now + seconds)
+        if seconds:
+            self.ends.append(now + seconds)
+        elif self.computes():
+            self.finished += 1
         return True
 
     def in_flight(self, now: float) -> int:

@@ -86,7 +86,7 @@ class Traffic:
         return fault is not None and self._world.random.random() * 100 < fault["percent"]
 
     def send(self, backends: Backends, seconds: float) -> str:
-        """Send one request that streams for so long; return why it failed, or an empty string."""
+        """Send one request that streams for so long, 0: a probe's; return why it failed, or an empty string."""
         if not backends or self.balancer_fails():
             return "the load balancer has no answer"
         world = self._world
@@ -96,7 +96,9 @@ class Traffic:
         if not engines:
             return f"no engine of {chosen} takes it"
         engine = min(engines, key=lambda each: each.in_flight(now))
-        return "" if engine.take(now, seconds) else f"{engine.name} fails it"
+        if not engine.take(now, seconds):
+            return f"{engine.name} fails it"
+        return "" if seconds or engine.computes() else f"{engine.name} gives no token"
 
     # ---------------------------------------------------------------- users
 

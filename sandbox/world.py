@@ -226,7 +226,7 @@ class World:
             if self._trouble.down(who):
                 raise TransientError(f"no answer to {method} {path} within {timeout_s} s: connection refused")
             if (refusal := self._trouble.refusal(who)) is not None:
-                return Answer(refusal.status, refusal.body)
+                return Answer(refusal.status, refusal.body, float(refusal.headers.get("retry-after", 0)) or None)
             payload = dumps(body) if body is not None else b""
             headers = {"content-type": content_type, "user-agent": "tpu-migration"}
             response = self.api.handle(Request(method, path, dict(query), headers, payload, who))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from .messages import Object
 from .store import Change, Store
 
-
 _RESOURCES = frozenset({"roles", "rolebindings", "clusterroles", "clusterrolebindings"})
 _REMEMBERED = 4096  # decisions; the same few clients ask the same few things all the time
 

@@ -256,6 +256,44 @@ def test_a_lost_answer_is_not_repeated_by_itself(cluster):
 # ---------------------------------------------------------------------------------- subresources
 
 
+def throttled(times, retry_after_s):
+    """Return a client of a server that refuses so often, and what it waited and for how long it was given."""
+    waits, limits = [], []
+
+    def send(method, path, *, timeout_s, **_):
+        limits.append(timeout_s)
+        if len(limits) <= times:
+            return Response(429, b"Too many requests", retry_after_s)
+        return Response(200, b'{"kind":"ConfigMap"}')
+
+    return Kubernetes(send, sleep=waits.append), waits, limits
+
+
+def test_a_server_that_is_too_busy_is_asked_again_when_it_says():
+    kube, waits, limits = throttled(2, 3.0)
+    assert kube.get(CONFIG_MAPS, "one", NAMESPACE) == {"kind": "ConfigMap"}
+    assert waits == [3.0, 3.0]
+    assert limits == [CALL_TIMEOUT_S, CALL_TIMEOUT_S - 3, CALL_TIMEOUT_S - 6]
+
+
+def test_a_call_with_its_waits_never_takes_longer_than_its_timeout():
+    kube, waits, _ = throttled(1000, 3.0)
+    with pytest.raises(TransientError, match="429"):
+        kube.get(CONFIG_MAPS, "one", NAMESPACE)
+    assert sum(waits) < CALL_TIMEOUT_S
+    kube, waits, _ = throttled(1000, 0.0)
+    with pytest.raises(TransientError, match="429"):
+        kube.watching().get(CONFIG_MAPS, "one", NAMESPACE)
+    assert 0 < sum(waits) <= WATCH_CALL_TIMEOUT_S
+
+
+def test_a_refusal_that_does_not_say_when_is_left_to_the_stage():
+    kube, waits, _ = throttled(1, None)
+    with pytest.raises(TransientError, match="429"):
+        kube.get(CONFIG_MAPS, "one", NAMESPACE)
+    assert waits == []
+
+
 def give_pod(cluster, name="p0", containers=("vllm",)):
     spec = {"containers": [{"name": each, "image": "vllm/vllm-tpu:v0.32.0"} for each in containers]}
     cluster.client.create("pods", {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
@@ -361,6 +399,20 @@ def test_the_official_client_s_transport_keeps_status_message_and_body(cluster, 
     cluster.user = "somebody"
     with pytest.raises(PermanentError, match='services is forbidden: User "somebody" cannot list'):
         kube.list(SERVICES, NAMESPACE)
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [({"Retry-After": "2"}, 2.0), ({}, None), (None, None)])
+def test_the_official_client_s_transport_tells_when_to_come_again(headers, seconds):
+    from kubernetes.client.exceptions import ApiException
+
+    class Busy:
+        def call_api(self, *_, **__):
+            error = ApiException(status=429, reason="Too Many Requests")
+            error.headers = headers
+            raise error
+
+    answer = client_transport(Busy())("GET", "/x", query={}, content_type="", body=None, timeout_s=1.0)
+    assert (answer.status, answer.retry_after_s) == (429, seconds)
 
 
 def test_a_server_that_is_away_is_transient(server):

@@ -8,6 +8,7 @@ needs its content type given, and a Lease without microseconds is refused.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ FIELD_MANAGER = "tpu-migration"
 CALL_TIMEOUT_S = 10.0
 WATCH_CALL_TIMEOUT_S = 2.0  # while users are moving, a slow answer is no answer
 
+_LEAST_PAUSE_S = 0.5
+
 Object = dict[str, Any]
 
 
@@ -28,6 +31,7 @@ class Response:
 
     status: int
     body: bytes
+    retry_after_s: float | None = None  # what a server that refuses for now asks for
 
     def json(self) -> Any:
         """Return the body as JSON values; an answer that was cut short is none, and may come whole next time."""
@@ -116,7 +120,11 @@ def resource_of(obj: Mapping[str, Any]) -> Resource:
 
 
 class Kubernetes:
-    """Read and write objects; only NotFound means absent, and nothing here retries by itself."""
+    """Read and write objects; only NotFound means absent.
+
+    Nothing here retries by itself but what the server says it has not looked at: a 429 with Retry-After,
+    as long as the call with its waits stays within its timeout.
+    """
 
     def __init__(
         self,
@@ -124,18 +132,27 @@ class Kubernetes:
         *,
         timeout_s: float = CALL_TIMEOUT_S,
         before_mutation: Callable[[], None] = lambda: None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
         self._before_mutation = before_mutation
+        self._sleep = sleep
 
     def fenced(self, before_mutation: Callable[[], None]) -> Kubernetes:
         """Return a client that calls `before_mutation` before each write; it raises to forbid one."""
-        return Kubernetes(self._transport, timeout_s=self._timeout_s, before_mutation=before_mutation)
+        return Kubernetes(
+            self._transport, timeout_s=self._timeout_s, before_mutation=before_mutation, sleep=self._sleep
+        )
 
     def watching(self) -> Kubernetes:
         """Return a client with the short timeout that is right while users are moving."""
-        return Kubernetes(self._transport, timeout_s=WATCH_CALL_TIMEOUT_S, before_mutation=self._before_mutation)
+        return Kubernetes(
+            self._transport,
+            timeout_s=WATCH_CALL_TIMEOUT_S,
+            before_mutation=self._before_mutation,
+            sleep=self._sleep,
+        )
 
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> Object | None:
         """Return the object, or None if the server says that it does not exist."""
@@ -259,14 +276,22 @@ class Kubernetes:
         content_type: str = "application/json",
         body: Any = None,
     ) -> Response:
-        return self._transport(
-            method,
-            path,
-            query=query or {},
-            content_type=content_type,
-            body=body,
-            timeout_s=self._timeout_s,
-        )
+        left_s = self._timeout_s
+        while True:
+            response = self._transport(
+                method,
+                path,
+                query=query or {},
+                content_type=content_type,
+                body=body,
+                timeout_s=left_s,
+            )
+            asked_s = response.retry_after_s
+            if response.status != 429 or asked_s is None or asked_s >= left_s:
+                return response
+            pause_s = max(asked_s, _LEAST_PAUSE_S)
+            self._sleep(pause_s)
+            left_s -= pause_s
 
     def _checked(self, response: Response, what: str) -> Object:
         if response.status >= 300:
@@ -337,11 +362,17 @@ def client_transport(api_client: Any) -> Transport:
             if not error.status:
                 raise PermanentError(f"{method} {path}: {error.reason}: check the cluster's certificate") from error
             text = error.body if isinstance(error.body, str) else str(error.reason)
-            return Response(int(error.status), text.encode())
+            return Response(int(error.status), text.encode(), _seconds(error.headers))
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
 
     return send
+
+
+def _seconds(headers: Any) -> float | None:
+    """Return Retry-After in seconds; the API server gives no dates."""
+    given = (headers or {}).get("Retry-After", "")
+    return float(given) if given.isdigit() else None
 
 
 def from_environment() -> Kubernetes:

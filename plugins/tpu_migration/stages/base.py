@@ -42,6 +42,8 @@ FORWARD = (
 
 _BACKOFF_MAX_S = 15.0
 _WATCH_BACKOFF_MAX_S = 1.0
+# A wait of an hour is not looked at every three seconds: a look comes after a fortieth of the time so far.
+_PACE, _LONGEST_PAUSE_S = 1 / 40, 15.0
 _NOTE_EVERY_S = 5.0  # how often the waiting message is written to the record
 
 
@@ -179,6 +181,7 @@ class StageRun:
         self._noted: tuple[str, float] = ("", -1e9)
         self._begun = False
         self._began = context.clock.now()
+        self._since = context.clock.monotonic()
 
     def step(self) -> Outcome:
         """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
@@ -191,7 +194,7 @@ class StageRun:
         try:
             if not self._begun:
                 self._begin()
-            outcome = self.stage.step(self.context)
+            outcome = self._paced(self.stage.step(self.context))
             self._failures = 0
             self._note(outcome)
         except (SupersededError, NotHolderError) as error:
@@ -209,6 +212,13 @@ class StageRun:
             outcome = Failed(f"unexpected {type(error).__name__} in stage {self.stage.name}: {error}")
             self._note_failure(outcome)
         return outcome
+
+    def _paced(self, outcome: Outcome) -> Outcome:
+        """Stretch the pauses of a wait that gets long; never while users are watched."""
+        if not isinstance(outcome, Waiting) or not outcome.seconds or self.stage.watches_users:
+            return outcome
+        pause_s = min(_LONGEST_PAUSE_S, _PACE * (self.context.clock.monotonic() - self._since))
+        return replace(outcome, seconds=max(outcome.seconds, pause_s))
 
     def _begin(self) -> None:
         if self.stage.takes_lease:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.names import MANAGED_BY, RUN_LABEL, WORKLOAD_LABEL, run_hash
 from tpu_migration.stages.base import Context
+from tpu_migration.stages.objects import still_ending
 
 
 def _selector(ctx: Context) -> str:
@@ -33,7 +34,7 @@ def remove_target(ctx: Context) -> bool:
         if target["spec"].get("replicas", 1):
             ctx.kube.scale(ctx.names.target, namespace, 0)
         labels = ",".join(f"{k}={v}" for k, v in target["spec"]["selector"]["matchLabels"].items())
-        if ctx.kube.list(k8s.PODS, namespace, labels=labels):
+        if still_ending(ctx, ctx.kube.list(k8s.PODS, namespace, labels=labels)):
             return False
         ctx.kube.delete(k8s.DEPLOYMENTS, ctx.names.target, namespace)
     for resource in (

@@ -12,7 +12,7 @@ from tpu_migration.errors import PermanentError
 from tpu_migration.record import Record
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding
-from tpu_migration.stages.objects import is_ready, other_routes, pods_of
+from tpu_migration.stages.objects import is_ready, other_routes, pods_of, still_ending
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 
@@ -103,8 +103,7 @@ def _release(ctx: Context, record: Record) -> Outcome:
         if deployment["spec"].get("replicas", 1):
             ctx.kube.scale(source.deployment, namespace, 0)
         labels = ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"]["matchLabels"].items())
-        pods = ctx.kube.list(k8s.PODS, namespace, labels=labels)
-        if pods:
+        if pods := still_ending(ctx, ctx.kube.list(k8s.PODS, namespace, labels=labels)):
             return Waiting(_POLL_S, f"{len(pods)} GPU pods end with their own grace")
     if ctx.plan.source_release == "scale-to-zero":
         return _finish(ctx, record, "scaled to zero, its node pools kept")

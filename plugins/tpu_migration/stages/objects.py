@@ -16,6 +16,8 @@ from tpu_migration.names import RUN_LABEL, run_hash
 from tpu_migration.resources import accelerators
 from tpu_migration.stages.base import Context
 
+_OVERDUE_S = 60.0  # beyond its grace, until a pod that is still listed is taken for lost
+
 
 def pods_of(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:
     """Return the pods that a Deployment's selector finds and that are not on their way out."""
@@ -29,6 +31,22 @@ def is_ready(pod: Object) -> bool:
     """Tell whether a pod's Ready condition is true."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def still_ending(ctx: Context, pods: Sequence[Object]) -> list[Object]:
+    """Return the pods whose end is worth waiting for.
+
+    A pod that outlives its own grace is on a machine that does not answer any more: it stays listed until
+    its node is removed, and waiting for it would keep the node.
+    """
+    now = ctx.clock.monotonic()
+    since: dict[str, float] = ctx.memory.setdefault("ending_since", {})
+    return [
+        pod
+        for pod in pods
+        if now - since.setdefault(pod["metadata"]["uid"], now)
+        <= pod["spec"].get("terminationGracePeriodSeconds", 30) + _OVERDUE_S
+    ]
 
 
 def source_objects(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:

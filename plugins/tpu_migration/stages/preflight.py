@@ -25,6 +25,7 @@ from tpu_migration.stages.objects import (
     translated,
 )
 
+_PATIENCE_S = 30.0  # with a pod or an API server that does not answer at once
 _RIGHTS = (
     ("get", k8s.PODS, ""),
     ("get", k8s.PODS, "log"),
@@ -199,6 +200,9 @@ def _check_pods(ctx: Context, deployment: Object, source: Source) -> int | None:
             served = vllm.models(name)
             vllm.metrics(name)
         except TransientError as error:
+            since = ctx.memory.setdefault("unanswered_since", ctx.clock.monotonic())
+            if ctx.clock.monotonic() - since < _PATIENCE_S:
+                raise
             raise PermanentError(
                 f"vLLM on pod {name} port {source.port} does not answer through the API server's pod proxy: {error}; "
                 "check the port and that the cluster allows the proxy"

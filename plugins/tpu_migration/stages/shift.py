@@ -52,8 +52,12 @@ def step(ctx: Context) -> Outcome:
         return send_home(ctx, ctx.memory["breach"])
     try:
         return _keep(ctx)
-    except (SupersededError, NotHolderError, TransientError):
-        raise  # another worker has taken over, or the next look may see more
+    except (SupersededError, NotHolderError):
+        raise  # another worker has taken over
+    except TransientError as error:
+        if ctx.memory.get("users_may_be_on_target"):
+            return _blind(ctx, error)
+        raise
     except Exception as error:
         # Whatever stops the keeper leaves users unwatched: that alone is a breach.
         if ctx.memory.get("users_may_be_on_target"):
@@ -72,10 +76,7 @@ def _keep(ctx: Context) -> Outcome:
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
     if route is not None and epoch_of(route, record.workload) > record.epoch:
         return _adopt(ctx, record, route)
-    try:
-        sample = look(ctx, record)
-    except TransientError as error:
-        return _blind(ctx, error)
+    sample = look(ctx, record)
     ctx.memory.pop("blind_since", None)
     breach = (
         _disturbed(ctx, record, route)
