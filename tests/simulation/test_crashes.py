@@ -42,18 +42,11 @@ def killed_at(call: int, after: bool) -> tuple[Scene, Airflow]:
     return scene, airflow
 
 
-def goes_on(scene: Scene, killed: Airflow) -> Airflow:
-    """Start Airflow again: it knows which tasks had ended, and nothing of the one that ran."""
-    again = Airflow(scene.world, killed.plan, killed.run_id)
-    again.ended, again.attempt = dict(killed.ended), killed.attempt
-    return again.run()
-
-
 @pytest.mark.parametrize(("call", "after"), POINTS)
 def test_started_again_within_the_lease_the_migration_goes_on_and_finishes(call, after):
     scene, killed = killed_at(call, after)
     scene.world.advance(12.0)
-    again = goes_on(scene, killed)
+    again = scene.goes_on(killed)
     assert again.green, again.reasons()
     assert scene.record.phase is Phase.MIGRATED
     assert scene.rescued == []
@@ -78,7 +71,7 @@ def test_left_dead_the_guard_has_users_safe_in_time_and_a_later_start_ends_the_r
     if phase in NO_USER_DEPENDS:  # a slow hand-over is no death; the guard waits half an hour there
         scene.world.advance(IDLE_LIMIT_S)
         assert scene.record.phase is Phase.FALLING_BACK
-    again = goes_on(scene, killed)
+    again = scene.goes_on(killed)
     assert scene.record.phase in ENDED
     if phase not in AFTER_COMMIT:
         assert not again.green
@@ -103,7 +96,7 @@ def test_an_older_self_that_wakes_up_again_changes_nothing(call, after):
                 raise AssertionError(f"a step must not raise: {error}") from error
 
     scene.world.on_tick.append(haunt)
-    again = goes_on(scene, killed)
+    again = scene.goes_on(killed)
     scene.world.on_tick.remove(haunt)
     assert scene.record.phase in (Phase.MIGRATED, Phase.FALLEN_BACK), again.reasons()
     scene.assert_nobody_noticed()

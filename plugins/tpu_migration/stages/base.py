@@ -202,7 +202,7 @@ class StageRun:
         except TransientError as error:
             self._failures += 1
             longest = _WATCH_BACKOFF_MAX_S if self.stage.watches_users else _BACKOFF_MAX_S
-            delay = min(longest, 0.25 * 2**self._failures)
+            delay = min(longest, 0.25 * 2 ** min(self._failures, 10))  # it may fail for hours
             return Waiting(delay, f"will try again: {error}")
         except (PermanentError, RouteError) as error:
             outcome = Failed(str(error))

@@ -22,7 +22,7 @@ from tpu_migration.domain.gate import (
     rate_point,
 )
 from tpu_migration.domain.phases import Phase
-from tpu_migration.errors import PermanentError
+from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import accelerators
@@ -34,6 +34,7 @@ from tpu_migration.stages.probes import prober_stats
 from tpu_migration.stages.warm_up import COMPILED
 
 _MAX_VOIDS = 2
+_PATIENCE_S = 900.0  # with an engine, a prober or a Gateway that does not answer
 _TARGET_ANSWERS = 3  # in a row, through the Gateway, before load is sent that way
 
 
@@ -42,8 +43,21 @@ def step(ctx: Context) -> Outcome:
     record = ctx.expect(Phase.WARM)
     if record is None:
         return Done()
-    if (waiting := _wait_for_the_way(ctx)) is not None:
-        return waiting
+    try:
+        blocked = _wait_for_the_way(ctx)
+        if blocked is None:
+            outcome = _measure(ctx, record)
+            ctx.memory.pop("blocked_since", None)
+            return outcome
+    except TransientError as error:
+        blocked = Waiting(2.0, f"cannot measure: {error}")
+    since = ctx.memory.setdefault("blocked_since", ctx.clock.monotonic())
+    if ctx.clock.monotonic() - since > _PATIENCE_S:
+        raise PermanentError(f"no measurement was possible for {_PATIENCE_S / 60:.0f} minutes: {blocked.why}")
+    return blocked
+
+
+def _measure(ctx: Context, record: Record) -> Outcome:
     policy = policy_named(ctx.plan.policy)
     looks: list[str] = list(record.notes.get("looks") or [])
     voids = int(record.notes.get("voids") or 0)
