@@ -216,7 +216,11 @@ def _by_name(known: Iterable[_Named], name: str, what: str) -> _Named:
     return found[name]
 
 
-_SECTIONS = set("schemaVersion region currency read prices claims published generations slices gpus".split())
+_SECTIONS = {"schemaVersion", "region", "currency", "read", "prices", "claims", "published"} | {
+    "generations",
+    "slices",
+    "gpus",
+}
 
 
 def parse_accelerators(text: str, own_prices: str | None = None) -> Accelerators:

@@ -143,6 +143,10 @@ def activation_gib(shape: Shape, serving: Serving, degree: int) -> float:
     Per token about eight hidden rows and three feed-forward rows live at once in BF16; ours, no measurement.
     """
     tokens = max(serving.max_num_batched_tokens, serving.max_num_seqs)
-    rows: Sequence[float] = (8 * shape.hidden, 3 * shape.active_width / degree, 4 * shape.heads * shape.head_dim / degree)
+    rows: Sequence[float] = (
+        8 * shape.hidden,
+        3 * shape.active_width / degree,
+        4 * shape.heads * shape.head_dim / degree,
+    )
     logits = 2 * serving.max_num_seqs * math.ceil(shape.vocab / degree) * 4
     return (tokens * sum(rows) * 2 + logits) / GIB

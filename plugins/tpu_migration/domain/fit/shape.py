@@ -146,7 +146,13 @@ def parse_shape(config: Mapping[str, Any], name: str) -> Shape:
         vocab=vocab,
         max_position=get.size("max_position_embeddings", 0),
         tied=bool(get.values.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        dtype=str(text.get("torch_dtype") or config.get("torch_dtype") or text.get("dtype") or config.get("dtype") or "bfloat16"),
+        dtype=str(
+            text.get("torch_dtype")
+            or config.get("torch_dtype")
+            or text.get("dtype")
+            or config.get("dtype")
+            or "bfloat16"
+        ),
         attention_parameters=2 * hidden * heads * head_dim,
         kv_parameters=2 * hidden * kv_heads * head_dim,
         dense_parameters=dense,

@@ -64,7 +64,8 @@ def fit(shape: Shape, serving: Serving, place: Place) -> Fit:
 
     kept, freed = tokens(freed=False), tokens(freed=True)
     spare = place.usable_gib * (1 - serving.utilization) - memory.activation_gib(shape, serving, degree)
-    missing, doubts = _reasons(shape, serving, place, room, spare, kept, freed)
+    need_gib = memory.request_bytes(shape, serving.max_model_len, layer, serving, freed=True) * degree / GIB
+    missing, doubts = _reasons(shape, serving, place, room, spare, kept, freed, need_gib)
     if illegal:
         allowed = ", ".join(map(str, legal)) or "none"
         missing.insert(0, f"{illegal}; legal here: {allowed}")
@@ -91,21 +92,22 @@ def fit(shape: Shape, serving: Serving, place: Place) -> Fit:
 
 
 def _reasons(
-    shape: Shape, serving: Serving, place: Place, room: float, spare: float, kept: int, freed: int
+    shape: Shape, serving: Serving, place: Place, room: float, spare: float, kept: int, freed: int, need_gib: float
 ) -> tuple[list[str], list[str]]:
     """Name what is missing, and what makes a fit tight."""
     degree = serving.tensor_parallel or place.devices
     left = room * degree / GIB
     length = serving.max_model_len
-    missing, doubts = [], []
+    missing: list[str] = []
+    doubts: list[str] = []
     if shape.max_position and length > shape.max_position:
         missing.append(f"context {length:,} is beyond the model's {shape.max_position:,}")
     if room <= 0:
-        missing.append(f"weights alone lack {-left:.1f} GiB at utilization {serving.utilization:g}")
+        missing.append(f"weights alone lack {max(-left, 0.1):.1f} GiB at utilization {serving.utilization:g}")
         return missing, doubts
     if freed < length:
         missing.append(
-            f"{left:.1f} GiB for KV cache holds {freed:,} tokens, one request of {length:,} needs {left * length / max(freed, 1):.1f} GiB"
+            f"{left:.1f} GiB for KV cache holds {freed:,} tokens, one request of {length:,} needs {need_gib:.1f} GiB"
         )
     elif kept < length:
         doubts.append(
@@ -114,7 +116,9 @@ def _reasons(
     elif kept < WANTED_REQUESTS * length and serving.max_num_seqs >= WANTED_REQUESTS:
         doubts.append(f"{left:.1f} GiB left: room for one request of {length:,} tokens at a time ({kept:,} tokens)")
     if left < TIGHT_SHARE * place.usable_gib * degree and not doubts:
-        doubts.append(f"{left:.1f} GiB left for KV cache ({kept:,} tokens) of {place.usable_gib * degree:.0f} GiB usable")
+        doubts.append(
+            f"{left:.1f} GiB left for KV cache ({kept:,} tokens) of {place.usable_gib * degree:.4g} GiB usable"
+        )
     if spare < memory.PROGRAM_GIB:
         doubts.append(
             f"activations and programs have {spare:.1f} GiB a device, {memory.PROGRAM_GIB} wanted: lower"

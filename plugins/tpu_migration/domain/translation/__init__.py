@@ -14,6 +14,8 @@ from tpu_migration.domain.translation.model import (
 )
 from tpu_migration.domain.translation.translate import translate
 from tpu_migration.domain.translation.workload import (
+    command_line,
+    config_maps,
     describe_source,
     find_vllm_workload,
     is_tpu,
@@ -30,6 +32,8 @@ __all__ = [
     "Sizing",
     "Source",
     "Translation",
+    "command_line",
+    "config_maps",
     "describe_source",
     "dump",
     "find_vllm_workload",

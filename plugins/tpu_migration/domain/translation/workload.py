@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tpu_migration.domain.accelerators import GPU_ACCELERATOR_LABEL
 from tpu_migration.domain.translation import launch as launching
+from tpu_migration.domain.translation.arguments import CommandLine
 from tpu_migration.domain.translation.model import InputError, Manifest, Source
 from tpu_migration.domain.translation.objects import name_of
 from tpu_migration.domain.translation.pod import gpu_count, tpu_count
@@ -93,6 +94,14 @@ def _open(deployment: Manifest, configmaps: Mapping[str, Manifest]) -> tuple[Man
     container = pod["containers"][index]
     launching.emit_command(container)
     return pod, index, launching.locate(container, pod, Configs(configmaps), f"{CONTAINERS}[{index}]")
+
+
+def command_line(deployment: Manifest, configmaps: Mapping[str, Manifest] | None = None) -> CommandLine | None:
+    """Read the arguments of a workload's vLLM; None where they are out of sight.
+
+    Raises InputError if it has no vLLM container.
+    """
+    return _open(deployment, configmaps or {})[2].line
 
 
 def served_model_names(deployment: Manifest, configmaps: Mapping[str, Manifest] | None = None) -> list[str]:
