@@ -166,11 +166,24 @@ def _translate(arguments: argparse.Namespace) -> int:
     return translate(arguments)
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from tpu_migration.plan_cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from tpu_migration.plan_cli import main as plan
+
+    return plan(arguments)
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
 _COMMANDS: dict[str, _Command] = {
     "status": ("show migrations as their records in the cluster tell them", _status_arguments, _status),
     "restore": ("send users to the safe route, now", _restore_arguments, _restore),
+    "plan": ("tell whether a model fits, what it costs and what is lost on TPU", _plan_arguments, _plan),
     "translate": ("translate vLLM manifests from GPU to TPU", _translate_arguments, _translate),
     "bench": ("load an OpenAI-compatible server and write down each request", _bench_arguments, _bench),
     "judge": ("judge a candidate's benchmark against a baseline's", _judge_arguments, _judge),

@@ -34,14 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default=DEFAULT_TARGET, help="TPU slice (default: %(default)s)")
     parser.add_argument("--format", choices=("yaml", "json"), default="yaml", help="output (default: %(default)s)")
     parser.add_argument("--image", default=DEFAULT_IMAGE, help="vLLM's TPU image (default: %(default)s)")
-    parser.add_argument("--replicas", type=_positive, help="replicas of the target (default: the source's)")
+    parser.add_argument("--replicas", type=positive, help="replicas of the target (default: the source's)")
     parser.add_argument("--model", help="BF16 checkpoint to serve, where none is known for the source's")
-    parser.add_argument("--max-model-len", type=_positive, help="context length, where the source leaves it to vLLM")
+    parser.add_argument("--max-model-len", type=positive, help="context length, where the source leaves it to vLLM")
     parser.add_argument("--text-only", action="store_true", help="no user sends images: leave the vision tower out")
     parser.add_argument("--accelerators", type=Path, metavar="FILE", help="accelerators and prices (default: include/)")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a number of at least 1, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     """Translate a file. Return 0, 1 where something blocks the target, 2 for input that cannot be read."""
     try:
         target = load_accelerators(args.accelerators).slice(args.target)
-        text = _read(args.filename)
+        text = read_input(args.filename)
         result = translate_documents(
             text,
             target=target,
@@ -74,7 +75,8 @@ def main(args: argparse.Namespace) -> int:
     return BLOCKED if result.blockers else OK
 
 
-def _read(filename: str) -> str:
+def read_input(filename: str) -> str:
+    """Read a file or stdin (-). Raises InputError for what cannot be read or is no text."""
     try:
         raw = sys.stdin.buffer.read() if filename == "-" else Path(filename).read_bytes()
         return raw.decode("utf-8-sig")

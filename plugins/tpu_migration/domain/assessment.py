@@ -90,13 +90,15 @@ def assess(subject: Subject, known: Accelerators, table: FeatureTable, today: dt
     """Judge a migration; pure, `today` tells the age of prices."""
     region = subject.region or known.region
     slices = fit_all(subject.shape, subject.serving, known.slices)
-    on_gpu = subject.source_serving or subject.serving
+    on_gpu = replace(subject.source_serving or subject.serving, tensor_parallel=None)
     gpus = {gpu.name: smallest(subject.source_shape or subject.shape, on_gpu, gpu) for gpu in known.gpus}
     target_fit = _target_fit(subject)
     gaps = _gaps(subject, table)
     source, source_fit, assumed = _source(subject, known, gpus)
     machines = _machines(subject, known, source, slices, gpus)
     throughputs = {**cost.published_throughputs(known, subject.model), **subject.throughputs}
+    if SOURCE not in throughputs and source.accelerator.name not in {machine.name for machine in machines}:
+        throughputs |= {SOURCE: given for name, given in throughputs.items() if name == source.accelerator.name}
     rows = [(machine, _replicas(subject, machine, throughputs)) for machine in machines]
     costs = cost.compare(rows, subject.kind, region, today, throughputs)
     target_row = next((row for row in rows if row[0].name == _target_name(subject)), None)
@@ -166,7 +168,7 @@ def _machines(
         found = gpus[gpu.name]
         if gpu.name == target:
             listed.append(Machine(gpu.name, gpu, subject.gpus, f"{gpu.name} x{subject.gpus}"))
-        elif found.verdict != DOES_NOT_FIT:
+        elif found.verdict != DOES_NOT_FIT and (gpu, found.place.chips) != (source.accelerator, source.chips):
             listed.append(Machine(gpu.name, gpu, found.place.chips, found.place.name))
     for each, found in zip(known.slices, slices, strict=True):
         if found.verdict != DOES_NOT_FIT or each.name == target:
@@ -239,8 +241,8 @@ def _would_change(
     if found.verdict != FITS and subject.shape.vision and not subject.serving.text_only:
         gain = subject.shape.vision.parameters * 2 / 1024**3
         said.append(f"--text-only, if no user sends images: {gain:.1f} GiB of vision tower are not loaded")
-    if found.verdict == FITS:
-        said.append(f"a context beyond {found.largest_context:,} tokens, for one request alone")
+    if found.verdict == FITS and found.largest_context < (subject.shape.max_position or math.inf):
+        said.append(f"a context beyond {found.largest_context:,} tokens: no single request of that length fits")
     row = next((each for each in costs if each.name == _target_name(subject)), None)
     if row is not None and row.break_even is not None:
         said.append(_break_even(row))

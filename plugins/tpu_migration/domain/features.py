@@ -245,8 +245,8 @@ def _compile_at_start(workload: Workload, feature: Feature) -> _Found:
 
 
 def _prompt_logprobs(workload: Workload, feature: Feature) -> _Found:
-    multimodal = _multimodal(workload, feature) is not None
-    return "every server", WARNING if multimodal else ""
+    images = _multimodal(workload, feature)
+    return (images[0], WARNING) if images else ("every server", "")
 
 
 def _shorten(text: str) -> str:

@@ -21,8 +21,9 @@ WANTED_REQUESTS = 2
 class Fit:
     """Hold the verdict on one place. GiB are of the whole place unless `_per_device`.
 
-    `kv_tokens` counts every layer's whole history (conservative); `kv_tokens_freed` lets sliding windows give
-    back what left them, which vLLM's hybrid cache manager does and other paths of the TPU build do not.
+    `kv_tokens` counts every layer's whole history on TPU (conservative); `kv_tokens_freed` lets sliding windows
+    give back what left them, as vLLM's hybrid cache manager does on GPUs. The TPU build does so on its torchax
+    path only, and not where layers have heads of two sizes (tpu_inference 0.32, runner/kv_cache_manager.py).
     `largest_context` is for one request alone, `concurrency` how many of full length fit at once.
     """
 
@@ -62,7 +63,9 @@ def fit(shape: Shape, serving: Serving, place: Place) -> Fit:
         one = memory.request_bytes(shape, serving.max_model_len, layer, serving, freed=freed)
         return max(0, int(room / one * serving.max_model_len))
 
-    kept, freed = tokens(freed=False), tokens(freed=True)
+    # On GPUs vLLM's cache manager does free windows; to deny them that would flatter the TPU.
+    freed = tokens(freed=True)
+    kept = freed if place.kind == "gpu" else tokens(freed=False)
     spare = place.usable_gib * (1 - serving.utilization) - memory.activation_gib(shape, serving, degree)
     need_gib = memory.request_bytes(shape, serving.max_model_len, layer, serving, freed=True) * degree / GIB
     missing, doubts = _reasons(shape, serving, place, room, spare, kept, freed, need_gib)
@@ -83,7 +86,7 @@ def fit(shape: Shape, serving: Serving, place: Place) -> Fit:
         kv_bytes_per_token=layer * shape.layers * degree,
         kv_tokens=kept,
         kv_tokens_freed=freed,
-        largest_context=_largest_context(shape, serving, room, layer),
+        largest_context=_largest_context(shape, serving, room / layer, freed=place.kind == "gpu"),
         concurrency=kept // serving.max_model_len,
         concurrency_freed=freed // serving.max_model_len,
         spare_gib_per_device=spare,
@@ -127,11 +130,14 @@ def _reasons(
     return missing, doubts
 
 
-def _largest_context(shape: Shape, serving: Serving, room: float, layer: float) -> int:
-    """Find the longest request that fits alone, every layer keeping its whole history; 0 where none does."""
-    if room <= 0:
-        return 0
-    tokens = int(room / (layer * shape.layers))
+def _largest_context(shape: Shape, serving: Serving, room: float, *, freed: bool) -> int:
+    """Find the longest request that fits alone into `room` tokens of one layer; 0 where none does."""
+    tokens = int(max(0.0, room) / shape.layers)
+    window = memory.window_tokens(shape, shape.max_position or tokens, serving)
+    if freed and tokens > window and shape.layers > shape.sliding_layers:
+        tokens = int((room - shape.sliding_layers * window) / (shape.layers - shape.sliding_layers))
+    elif freed and tokens > window:
+        tokens = shape.max_position or tokens
     return min(tokens, shape.max_position) if shape.max_position else tokens
 
 
