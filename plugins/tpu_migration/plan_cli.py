@@ -167,6 +167,9 @@ def _of_profile(profile: Profile, known: Accelerators) -> _Target:
 def build_subject(args: argparse.Namespace, known: Accelerators, profiles: Profiles) -> tuple[Subject, FoundModel]:
     """Read the source (or make one of --model), translate it, and find the models on both sides."""
     target = choose_target(args.target, args.profile, known, profiles)
+    if args.model and not args.filename and args.max_model_len is None:
+        asked = _context(args, find_model(args.model, args.model_config))
+        args = argparse.Namespace(**{**vars(args), "max_model_len": asked})
     objects = _objects(args)
     deployment = find_vllm_workload(objects)
     if is_tpu(deployment):
@@ -272,16 +275,25 @@ def _context(args: argparse.Namespace, found: FoundModel) -> int:
 def _serving(line: CommandLine | None, found: FoundModel, args: argparse.Namespace, target: Slice | None) -> Serving:
     """Read what sizes a server from its arguments; those of this command line win."""
     written = line.integer("max-model-len") if line else None
-    share = line.value("gpu-memory-utilization") if line else None
+    share = (line.value("gpu-memory-utilization") or "") if line else ""
     limits = (line.value("limit-mm-per-prompt") or "") if line else ""
     without_images = '"image":0' in limits.replace(" ", "") or "image=0" in limits
     return Serving(
         max_model_len=args.max_model_len or written or _context(args, found),
         max_num_seqs=args.max_num_seqs or (line.integer("max-num-seqs") if line else None) or _SEQS,
-        utilization=float(share) if share else 0.90,
+        utilization=_share(share),
         max_num_batched_tokens=(line.integer("max-num-batched-tokens") if line else None) or 2048,
         kv_dtype=(line.value("kv-cache-dtype") if line else None) or "auto",
         tensor_parallel=None if target else (line.integer("tensor-parallel-size") if line else None),
         quantization=line.value("quantization") if line else None,
         text_only=args.text_only or without_images or bool(line and line.get("language-model-only")),
     )
+
+
+def _share(text: str) -> float:
+    """Read a memory utilization; vLLM's default for what is out of sight or senseless."""
+    try:
+        share = float(text)
+    except ValueError:
+        return 0.90
+    return share if 0 < share <= 1 else 0.90

@@ -97,12 +97,15 @@ def assess(subject: Subject, known: Accelerators, table: FeatureTable, today: dt
     source, source_fit, assumed = _source(subject, known, gpus)
     machines = _machines(subject, known, source, slices, gpus)
     throughputs = {**cost.published_throughputs(known, subject.model), **subject.throughputs}
-    if SOURCE not in throughputs and source.accelerator.name not in {machine.name for machine in machines}:
-        throughputs |= {SOURCE: given for name, given in throughputs.items() if name == source.accelerator.name}
+    name = source.accelerator.name
+    if SOURCE not in throughputs and name in throughputs and name not in {machine.name for machine in machines}:
+        throughputs[SOURCE] = throughputs[name]  # the source stands for its kind of GPU in the table
     rows = [(machine, _replicas(subject, machine, throughputs)) for machine in machines]
     costs = cost.compare(rows, subject.kind, region, today, throughputs)
     target_row = next((row for row in rows if row[0].name == _target_name(subject)), None)
-    both = cost.overlap(rows[0], target_row, subject.kind, region, subject.plan) if target_row else None
+    both = None
+    if target_row is not None and target_fit.verdict != DOES_NOT_FIT:
+        both = cost.overlap(rows[0], target_row, subject.kind, region, subject.plan)
     best = _recommended(slices, known, subject.kind, region)
     blocked = bool(subject.translation_blockers) or any(gap.severity == BLOCKER for gap in gaps)
     verdict = target_fit.verdict if target_fit.verdict == DOES_NOT_FIT or not blocked else "blocked"
@@ -218,12 +221,16 @@ def _sentence(subject: Subject, found: Fit, verdict: str) -> str:
         return f"{subject.model} does not fit {name}: {'; '.join(found.reasons)}"
     room = (
         f"{found.weights_gib:.1f} GiB of weights, {found.kv_gib:.1f} GiB for KV cache:"
-        f" {found.kv_tokens:,} tokens, {found.concurrency} requests of {length:,} at once"
+        f" {found.kv_tokens:,} tokens, {_count(found.concurrency, 'request')} of {length:,} at once"
     )
     word = "fits" if found.verdict == FITS else "is tight on"
     tail = f"; {'; '.join(found.reasons)}" if found.verdict == TIGHT else ""
     blocked = ", but something blocks the migration (below)" if verdict == "blocked" else ""
     return f"{subject.model} {word} {name}{blocked}: {room}{tail}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _would_change(
@@ -244,7 +251,7 @@ def _would_change(
     if found.verdict == FITS and found.largest_context < (subject.shape.max_position or math.inf):
         said.append(f"a context beyond {found.largest_context:,} tokens: no single request of that length fits")
     row = next((each for each in costs if each.name == _target_name(subject)), None)
-    if row is not None and row.break_even is not None:
+    if row is not None and row.break_even is not None and found.verdict != DOES_NOT_FIT:
         said.append(_break_even(row))
     return said
 

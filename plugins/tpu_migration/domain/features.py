@@ -171,7 +171,7 @@ def _other_quantization(workload: Workload, feature: Feature) -> _Found:
     stored = workload.shape.quantization if workload.shape else None
     if stored is None or stored.stored == "fp8":
         return None
-    if stored.method in {"gptq", "gptqmodel", "bitsandbytes", "aqlm", "hqq"}:
+    if stored.gpu_only:
         return f"quantization_config {stored.method}", BLOCKER
     return f"{stored.stored} weights ({stored.method})", ""
 

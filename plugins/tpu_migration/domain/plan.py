@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-TARGETS = ("tpu-v5e-8", "tpu-v5e-4", "tpu-v6e-8", "tpu-v6e-4")
+TARGETS = ("tpu-v5e-8", "tpu-v5e-4", "tpu-v5e-1", "tpu-v6e-8", "tpu-v6e-4", "tpu-v6e-1")
 CAPACITIES = ("on-demand", "spot", "reservation")
 STOPS = ("none", "gate")
 RELEASES = ("keep", "scale-to-zero", "delete-pool")

@@ -30,9 +30,6 @@ def _head(found: Assessment, subject: Subject, origin: str) -> str:
     lines = [*_wrap(f"{_WORDS[found.verdict]}: {found.sentence}.", "  ")]
     if found.target.startswith("tpu-"):
         lines += _wrap(f"Recommended: {found.recommendation}.", "  ")
-    blockers = sum(gap.severity == "blocker" for gap in found.gaps) + len(found.translation_blockers)
-    if blockers:
-        lines += _wrap(f"{blockers} blocker{'s' if blockers > 1 else ''}: see below.", "  ")
     shape, serving = subject.shape, subject.serving
     windows = f" ({shape.sliding_layers} with a window of {shape.sliding_window:,})" if shape.sliding_layers else ""
     lines += [
@@ -65,10 +62,10 @@ def _fit_table(found: Assessment, subject: Subject) -> str:
     for each in shown:
         if each.verdict != FITS and each.place.kind == "tpu":
             lines += _wrap(f"  {each.place.name}: {'; '.join(each.reasons)}", "    ")
-    if subject.shape.sliding_layers:
+    if subject.shape.sliding_layers and found.target_fit.place.kind == "tpu":
         freed = found.target_fit.kv_tokens_freed
         lines += _wrap(
-            "  KV tokens count every layer's whole history. vLLM's cache manager may free what left the sliding"
+            "  KV tokens on TPU count every layer's whole history. vLLM's cache manager may free what left the sliding"
             f" windows ({freed:,} tokens on {found.target_fit.place.name} then): do not count on it before the gate"
             " has shown it.",
             "  ",
@@ -102,7 +99,7 @@ def _cost_table(found: Assessment, subject: Subject, region: str) -> str:
     head = f"What does it cost?  (US dollars, {region}; month of 730 h and saving at the {subject.kind} price)"
     lines = [head, *[f"  {line}" for line in _columns(rows, left=1)]]
     if found.source_is_assumed:
-        why = "what the source runs on is not in the price list" if subject.source else "no source was given (-f)"
+        why = "the source's GPU is not named or not in the price list" if subject.source else "no source was given (-f)"
         notes.insert(0, f"{why}: H100s stand for it")
     for note in notes:
         lines += _wrap(f"  {note}.", "    ")

@@ -50,17 +50,20 @@ class Catalog:
                 shape = parse_shape(known.config, model)
                 stored = stored_as(name)
                 if stored:
-                    shape = replace(shape, quantization=Quantization("by its name", stored))
+                    shape = replace(shape, quantization=Quantization(stored[0], stored[1]))
                 return known, shape
         return None
 
 
-def stored_as(name: str) -> str | None:
-    """Tell from a name how the weights are stored; None for what it does not say."""
+def stored_as(name: str) -> tuple[str, str] | None:
+    """Tell from a name by what method its weights are quantized and how they are stored; None if it does not say."""
     suffix = _QUANTIZED.search(name)
     if suffix is None:
         return None
-    return next((stored for pattern, stored in _STORED if re.search(pattern, suffix[0], re.I)), None)
+    for pattern, stored in _STORED:
+        if re.search(pattern, suffix[0], re.I):
+            return suffix[1].lower(), stored
+    return None
 
 
 def parse_catalog(text: str) -> Catalog:

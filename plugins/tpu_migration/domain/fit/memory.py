@@ -83,6 +83,9 @@ def effective_types(shape: Shape, serving: Serving, place: Place) -> tuple[str, 
         if stored == "fp8" and "fp8" not in place.native_types:
             stored = "bf16"
             notes.append("FP8 weights are counted in BF16: this TPU has no FP8")
+        elif shape.quantization and shape.quantization.gpu_only:
+            stored = "bf16"
+            notes.append(f"weights are counted in BF16: {shape.quantization.method} runs on GPUs only")
         elif stored in {"int4", "int8", "mxfp4"}:
             notes.append(f"{stored} weights are counted as stored; little tested on TPU")
         if kv == "fp8":

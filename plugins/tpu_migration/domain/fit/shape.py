@@ -55,6 +55,9 @@ _KNOWN = {
 }
 
 
+GPU_ONLY_METHODS = frozenset({"gptq", "gptqmodel", "bitsandbytes", "bnb", "gguf", "aqlm", "hqq", "quanto", "autoround"})
+
+
 @dataclass(frozen=True)
 class Vision:
     """Hold a vision tower with its projector: parameters, and the heads that tensor parallelism would split."""
@@ -69,6 +72,11 @@ class Quantization:
 
     method: str
     stored: str
+
+    @property
+    def gpu_only(self) -> bool:
+        """Tell whether only GPUs run it: a TPU is then served other weights, in BF16."""
+        return self.method in GPU_ONLY_METHODS
 
 
 @dataclass(frozen=True)
