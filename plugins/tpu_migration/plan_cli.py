@@ -188,6 +188,7 @@ def build_subject(args: argparse.Namespace, known: Accelerators, profiles: Profi
     serving = moved.serving if isinstance(target.accelerator, Slice) else replace(source_serving, tensor_parallel=None)
     if args.tensor_parallel_size:
         serving = replace(serving, tensor_parallel=args.tensor_parallel_size)
+    replacement = args.model if args.filename and args.model != source_model else None
     subject = Subject(
         model=moved.model,
         shape=after.shape,
@@ -198,7 +199,7 @@ def build_subject(args: argparse.Namespace, known: Accelerators, profiles: Profi
         source=source if args.filename else None,
         source_shape=before.shape,
         source_serving=source_serving,
-        workload=Workload(line, source_model, before.shape, args.text_only),
+        workload=Workload(line, source_model, before.shape, args.text_only, replacement),
         translation_blockers=moved.blockers,
         kind=args.kind,
         region=args.region,

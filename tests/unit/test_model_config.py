@@ -169,7 +169,7 @@ def test_the_hubs_cache_is_read_at_its_main_revision(tmp_path):
 
 
 def test_an_unknown_model_is_one_error_with_the_remedy(tmp_path):
-    with pytest.raises(ModelConfigError, match="acme/chat.*--model-config"):
+    with pytest.raises(ModelConfigError, match=r"acme/chat.*--model-config"):
         find_model("acme/chat", environ={"HF_HOME": str(tmp_path)})
 
 

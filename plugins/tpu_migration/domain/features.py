@@ -68,12 +68,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Workload:
-    """Hold what the analysis looks at; `line` None where a manifest hides how it starts vLLM."""
+    """Hold what the analysis looks at; `line` None where a manifest hides how it starts vLLM.
+
+    `replacement` is the checkpoint that people have named for the target: it resolves a quantization that blocks.
+    """
 
     line: CommandLine | None
     model: str | None
     shape: Shape | None
     text_only: bool = False
+    replacement: str | None = None
 
 
 _Found = tuple[str, str] | None  # evidence and severity ("" leaves the table's)
@@ -122,8 +126,11 @@ def analyse(table: FeatureTable, workload: Workload, generation: str) -> list[Ga
 
 
 def _explain(gap: Gap, workload: Workload) -> Gap:
-    """Say of an FP8 checkpoint which one takes its place."""
+    """Say of a quantized checkpoint which one takes its place."""
     model = workload.model or ""
+    if gap.key in {"fp8_weights", "other_quantization"} and workload.replacement:
+        severity = WARNING if gap.severity == BLOCKER else gap.severity
+        return replace(gap, severity=severity, remedy=f"{workload.replacement} is served; let the gate judge it")
     if gap.key != "fp8_weights" or not checkpoints.is_fp8(model):
         return gap
     base = checkpoints.bf16_checkpoint(model)
