@@ -10,6 +10,7 @@ import pytest
 from tests.unit.translation_builders import ROOT
 from tpu_migration.domain.fit import ModelConfigError, parse_catalog, parse_shape
 from tpu_migration.domain.fit.shape import quantization_of
+from tpu_migration.domain.translation import checkpoints
 from tpu_migration.models import catalog, find_model
 
 CATALOG = parse_catalog((ROOT / "include" / "models.yaml").read_text())
@@ -183,3 +184,10 @@ def test_a_broken_config_names_the_file(tmp_path):
 
 def test_the_product_reads_the_same_table():
     assert catalog() == CATALOG
+
+
+@pytest.mark.parametrize("known", CATALOG.models, ids=lambda each: each.name)
+def test_the_translation_knows_the_same_of_a_model_by_its_name(known):
+    shape = parse_shape(known.config, known.name)
+    assert checkpoints.native_context(known.name) in {None, shape.max_position}
+    assert checkpoints.has_vision(known.name) == (shape.vision is not None)
