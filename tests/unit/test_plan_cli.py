@@ -216,3 +216,24 @@ def test_public_manifests_are_planned_as_they_are(plan, name):
     code, out, err = plan("-f", str(SHARED / "manifests" / f"{name}.yaml"))
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_source_whose_own_model_nobody_knows_is_planned_by_the_one_named_for_the_target(facts, tmp_path):
+    source = write(tmp_path, deployment(["--model=/weights/ours", "--max-model-len=4096"]))
+    code, found = facts("-f", source, "--model", "Qwen/Qwen3-8B")
+    assert (code, found["model"], found["verdict"]) == (0, "Qwen/Qwen3-8B", "fits")
+
+
+def test_a_workload_that_is_no_deployment_is_blocked_by_name(plan, tmp_path):
+    source = deployment(["--model=Qwen/Qwen3-8B", "--max-model-len=4096"])
+    code, out, _ = plan("-f", write(tmp_path, {**source, "kind": "StatefulSet"}))
+    assert code == 1
+    assert out.startswith("BLOCKED")
+    assert "a StatefulSet is not translated" in " ".join(out.split())
+
+
+def test_a_gpu_without_a_price_is_said_to_be_missing_and_h100s_stand_for_it(plan, tmp_path):
+    pod = {"nodeSelector": {"cloud.google.com/gke-accelerator": "nvidia-h200-141gb"}}
+    code, out, _ = plan("-f", write(tmp_path, deployment(["--model=Qwen/Qwen3-8B", "--max-model-len=4096"], pod=pod)))
+    assert code == 0
+    assert "not named or not in the price list: H100s stand for it" in " ".join(out.split())
