@@ -143,6 +143,11 @@ def disown(ownership: Ownership, path: Path) -> Ownership:
     return {manager: Owned(owned.fields - {path}, owned.time) for manager, owned in ownership.items()}
 
 
+def is_owned(ownership: Ownership, path: Path) -> bool:
+    """Tell whether anybody owns a field."""
+    return any(path in owned.fields for owned in ownership.values())
+
+
 def conflicts(change: Difference, ownership: Ownership, manager: Manager) -> list[tuple[Manager, Owned, Path]]:
     """Return the fields that a change would take from other managers."""
     touched = change.added | change.modified

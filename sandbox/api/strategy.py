@@ -192,4 +192,7 @@ def spec_changed(old: Object, new: Object) -> bool:
     """Tell whether a change is one that metadata.generation counts."""
     if old.get("spec") != new.get("spec"):
         return True
+    if new["kind"] == "Deployment" and old["metadata"].get("annotations") != new["metadata"].get("annotations"):
+        # Only a Deployment counts its annotations too: its controller copies them to the ReplicaSets.
+        return True
     return {k: v for k, v in old.items() if k not in _APART} != {k: v for k, v in new.items() if k not in _APART}

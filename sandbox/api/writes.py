@@ -31,6 +31,8 @@ from .resources import Resource
 from .store import Entry, Store
 from .times import stamp
 
+_REPLICAS = ("f:spec", "f:replicas")
+
 
 class Writer:
     """Apply writes to a store by the API server's rules."""
@@ -165,10 +167,13 @@ class Writer:
 
         def own(new: Object) -> Ownership:
             held = old.owners
+            if subresource == "scale" and not ownership.is_owned(held, _REPLICAS):
+                # A Scale with no managed field has no owners to keep track of, so none is made.
+                return held
             owned = ownership.after_update(schema_of(resource), old.obj, new, held, manager, self.now())
             if subresource == "scale" and not new["spec"]["replicas"]:
                 # A Scale leaves a zero out, so nobody owns the replicas of what was scaled to none.
-                owned = ownership.disown(owned, ("f:spec", "f:replicas"))
+                owned = ownership.disown(owned, _REPLICAS)
             return owned
 
         return self._replace(resource, old, obj, options, subresource, own)

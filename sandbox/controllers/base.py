@@ -242,17 +242,15 @@ def is_deleted(obj: Object) -> bool:
 def condition(
     conditions: Iterable[Object], type_: str, status: str, reason: str, message: str, now: str
 ) -> list[Object]:
-    """Return conditions with one set; the time of transition moves only with its status."""
+    """Return conditions with one set, last if it has changed; the time of transition moves only with its status."""
     out = list(conditions)
     new = {"type": type_, "status": status, "lastUpdateTime": now, "lastTransitionTime": now}
     new |= {"reason": reason, "message": message}
-    for i, old in enumerate(out):
-        if old["type"] != type_:
-            continue
+    old = next((each for each in out if each["type"] == type_), None)
+    if old is not None:
         if (old["status"], old.get("reason")) == (status, reason) and old.get("message") == message:
             return out
         if old["status"] == status:
             new["lastTransitionTime"] = old.get("lastTransitionTime", now)
-        out[i] = new
-        return out
+        out.remove(old)
     return [*out, new]

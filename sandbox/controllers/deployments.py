@@ -11,7 +11,7 @@ from sandbox.api.strategy import SUFFIX
 from sandbox.api.times import seconds
 
 from .base import Controller, Key, controller_of, is_deleted, is_finished, key_of, owned_by
-from .rollout import availability, limits, next_sizes, progressing, rescaled, total
+from .rollout import availability, created, first_size, limits, next_sizes, progressing, rescaled, total
 
 REVISION = "deployment.kubernetes.io/revision"
 DESIRED = "deployment.kubernetes.io/desired-replicas"
@@ -53,14 +53,14 @@ class DeploymentController(Controller):
         wanted = template_hash(deployment["spec"]["template"])
         new = next((s for s in sets if s["metadata"].get("labels", {}).get(HASH) == wanted), None)
         old = [s for s in sets if s is not new]
-        created = False
         if new is None and not deployment["spec"].get("paused") and self._may_create(deployment, old):
-            new, created = self._create(deployment, old, wanted), True
+            new = self._create(deployment, old, wanted)
+            deployment = self.cluster.get("deployments", *key) or deployment
         if new is not None:
             new = self._renumber(new, old)
         self._resize(deployment, new, old)
         self._forget(deployment, new)
-        self._report(deployment, new, created, key)
+        self._report(deployment, new, key)
 
     # ReplicaSets
 
@@ -72,7 +72,9 @@ class DeploymentController(Controller):
         return not any(s["spec"]["replicas"] for s in old) and all(is_finished(pod) for pod in pods)
 
     def _create(self, deployment: Object, old: list[Object], hash_: str) -> Object:
+        """Create the ReplicaSet of the current template at the size that the rollout begins with, and say so."""
         meta, spec = deployment["metadata"], deployment["spec"]
+        size, surge = first_size(spec, old), limits(spec)[0]
         template = spec["template"]
         labels = {**template["metadata"].get("labels", {}), HASH: hash_}
         selector = dict(spec["selector"])
@@ -82,18 +84,34 @@ class DeploymentController(Controller):
                 "name": f"{meta['name']}-{hash_}",
                 "namespace": meta["namespace"],
                 "labels": labels,
-                "annotations": {REVISION: str(max((_revision(s) for s in old), default=0) + 1)},
+                "annotations": {
+                    REVISION: str(max((_revision(s) for s in old), default=0) + 1),
+                    DESIRED: str(spec["replicas"]),
+                    MAXIMUM: str(spec["replicas"] + surge),
+                },
                 "ownerReferences": owned_by(deployment),
             },
             "spec": {
-                "replicas": 0,
+                "replicas": size,
                 "selector": selector,
                 "template": {**template, "metadata": {**template["metadata"], "labels": labels}},
             },
         }
         if spec.get("minReadySeconds"):
             replica_set["spec"]["minReadySeconds"] = spec["minReadySeconds"]
-        return self.cluster.create("replicasets", replica_set)
+        new = self.cluster.create("replicasets", replica_set)
+        if size:
+            text = f"Scaled up replica set {new['metadata']['name']} from 0 to {size}"
+            self.cluster.event(deployment, "Normal", "ScalingReplicaSet", text, COMPONENT)
+        self._announce(deployment, new)
+        return new
+
+    def _announce(self, deployment: Object, new: Object) -> None:
+        """Write that there is a new ReplicaSet, and nothing else yet, as the real controller does."""
+        conditions = created(deployment["status"].get("conditions", []), new["metadata"]["name"], self.cluster.now)
+        meta = self.cluster.annotate(deployment, **{REVISION: str(_revision(new))})
+        status = {**deployment["status"], "conditions": conditions}
+        self.cluster.write("deployments", deployment, "status", status=status, metadata=meta)
 
     def _renumber(self, new: Object, old: list[Object]) -> Object:
         highest = max((_revision(s) for s in old), default=0)
@@ -145,7 +163,7 @@ class DeploymentController(Controller):
 
     # Status
 
-    def _report(self, deployment: Object, new: Object | None, created: bool, key: Key) -> None:
+    def _report(self, deployment: Object, new: Object | None, key: Key) -> None:
         sets = self.cluster.controlled(deployment, "replicasets")
         if new is not None:
             new = self.cluster.get("replicasets", *key_of(new))
@@ -164,7 +182,7 @@ class DeploymentController(Controller):
         now = self.cluster.now
         conditions = availability(old_status.get("conditions", []), spec, available, now)
         name = new["metadata"]["name"] if new else ""
-        conditions = progressing(conditions, spec, counts, old_status, name, created, self.cluster.clock.now())
+        conditions = progressing(conditions, spec, counts, old_status, name, self.cluster.clock.now())
         status["conditions"] = conditions
         revision = str(_revision(new)) if new else ""
         meta = self.cluster.annotate(deployment, **({REVISION: revision} if revision else {}))

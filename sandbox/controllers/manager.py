@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from sandbox.api.core import Api
 from sandbox.api.store import Change
@@ -21,7 +22,7 @@ from .nodes import NodeController
 from .replicasets import ReplicaSetController
 from .scheduler import Scheduler
 
-_CONTROLLERS: tuple[type[Controller], ...] = (
+CONTROLLERS: tuple[type[Controller], ...] = (
     GarbageCollector,
     NamespaceController,
     NodeController,
@@ -42,10 +43,12 @@ log = logging.getLogger(__name__)
 class Manager:
     """The controllers of one cluster."""
 
-    def __init__(self, api: Api, clock: Clock, speed: float = 1.0) -> None:
+    def __init__(
+        self, api: Api, clock: Clock, speed: float = 1.0, controllers: Iterable[type[Controller]] = CONTROLLERS
+    ) -> None:
         self._clock = clock
         cluster = Cluster(api, clock, speed)
-        self._controllers = [controller(cluster) for controller in _CONTROLLERS]
+        self._controllers = [controller(cluster) for controller in controllers]
         self._watching: dict[str, list[Controller]] = {}
         for controller in self._controllers:
             for resource in controller.watches:

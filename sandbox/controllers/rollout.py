@@ -54,6 +54,13 @@ def next_sizes(spec: Object, new: Object | None, old: list[Object], paused: bool
     return sizes | _shrunk(spec, new, active_old)
 
 
+def first_size(spec: Object, old: list[Object]) -> int:
+    """Return the size that a new ReplicaSet is made with."""
+    if spec["strategy"]["type"] == "Recreate":
+        return int(spec["replicas"])
+    return _grown(spec, {"spec": {"replicas": 0}}, old)
+
+
 def rescaled(spec: Object, new: Object | None, old: list[Object], before: dict[str, int]) -> dict[str, int]:
     """Return the sizes after the Deployment itself was resized: in the middle of a rollout, in proportion.
 
@@ -131,13 +138,18 @@ def availability(conditions: list[Object], spec: Object, available: int, now: st
     return condition(conditions, "Available", "False", "MinimumReplicasUnavailable", text, now)
 
 
+def created(conditions: list[Object], name: str, now: str) -> list[Object]:
+    """Return conditions that tell of a ReplicaSet just made."""
+    text = f'Created new replica set "{name}"'
+    return condition(conditions, "Progressing", "True", "NewReplicaSetCreated", text, now)
+
+
 def progressing(
     conditions: list[Object],
     spec: Object,
     counts: dict[str, int],
     old: Object,
     name: str,
-    created: bool,
     now_s: float,
 ) -> list[Object]:
     """Return conditions with Progressing brought up to date, by the clock."""
@@ -146,9 +158,6 @@ def progressing(
     if spec.get("paused"):
         text = "Deployment is paused"
         return condition(conditions, "Progressing", "Unknown", "DeploymentPaused", text, now)
-    if created:
-        text = f'Created new replica set "{name}"'
-        return condition(conditions, "Progressing", "True", "NewReplicaSetCreated", text, now)
     if not name:
         return conditions
     done = current is not None and current["reason"] == "NewReplicaSetAvailable"
