@@ -6,13 +6,10 @@ Names, types, labels and buckets are held to recordings/vllm-0.32/metrics.http.
 
 from __future__ import annotations
 
-import gc
-import os
-import platform
-import resource
-import sys
 import time
 from bisect import bisect_left
+
+from sandbox.engine.http_metrics import HttpMetrics
 
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -78,7 +75,6 @@ class Metrics:
         self._model = f'model_name="{model_name}"'
         self._cache_config = ",".join(f'{key}="{cache_config[key]}"' for key in sorted(cache_config))
         self._created = number(time.time())
-        self._started = number(time.time() - time.process_time())
         self.running = 0
         self.waiting = 0
         self.kv_usage = 0.0
@@ -86,17 +82,13 @@ class Metrics:
         self.generation_tokens = 0
         self.preemptions = 0
         self.finished = dict.fromkeys(REASONS, 0)
-        self.http: dict[tuple[str, str, str], int] = {}
+        self.http = HttpMetrics()
         self.histograms = {name: Histogram(bounds) for name, (bounds, _) in HISTOGRAMS.items()}
-
-    def count_http(self, handler: str, method: str, status: int) -> None:
-        key = (handler, method, f"{status // 100}xx")
-        self.http[key] = self.http.get(key, 0) + 1
 
     def render(self) -> str:
         """Return the exposition text, in the recording's order."""
         out: list[str] = []
-        self._render_process(out)
+        out.append(self.http.render_process())
         for name, what in (
             ("flops", "operations"),
             ("read_bytes", "bytes read"),
@@ -135,7 +127,7 @@ class Metrics:
             self._histogram(out, name, text)
         out.append("# HELP vllm:cache_config_info Cache configuration (simulated).\n")
         out.append(f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{self._cache_config}}} 1.0\n")
-        self._render_http(out)
+        out.append(self.http.render())
         return "".join(out)
 
     def _gauge(self, out: list[str], name: str, text: str, values: dict[str, float]) -> None:
@@ -183,36 +175,3 @@ class Metrics:
         out.append(f"vllm:{name}_count{{{self._labels}}} {number(total)}\n")
         out.append(f"vllm:{name}_sum{{{self._labels}}} {number(histogram.sum)}\n")
         self._creation(out, name, text, [""])
-
-    def _render_process(self, out: list[str]) -> None:
-        out.append("# TYPE python_gc_collections_total counter\n")
-        for generation, stats in enumerate(gc.get_stats()):
-            count = number(stats["collections"])
-            out.append(f'python_gc_collections_total{{generation="{generation}"}} {count}\n')
-        major, minor, patch = platform.python_version_tuple()
-        out.append("# TYPE python_info gauge\n")
-        out.append(
-            f'python_info{{implementation="CPython",major="{major}",minor="{minor}",patchlevel="{patch}",'
-            f'version="{major}.{minor}.{patch}"}} 1.0\n'
-        )
-        page = resource.getpagesize()
-        with open("/proc/self/statm", encoding="ascii") as file:
-            virtual, resident = (int(field) * page for field in file.read().split()[:2])
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        values = {
-            "virtual_memory_bytes": ("gauge", number(virtual)),
-            "resident_memory_bytes": ("gauge", number(resident)),
-            "start_time_seconds": ("gauge", self._started),
-            "cpu_seconds_total": ("counter", number(round(usage.ru_utime + usage.ru_stime, 2))),
-            "open_fds": ("gauge", number(len(os.listdir("/proc/self/fd")))),
-            "max_fds": ("gauge", number(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], sys.maxsize))),
-        }
-        for name, (kind, value) in values.items():
-            out.append(f"# TYPE process_{name} {kind}\nprocess_{name} {value}\n")
-
-    def _render_http(self, out: list[str]) -> None:
-        out.append("# HELP http_requests_total Requests by method, status and handler.\n")
-        out.append("# TYPE http_requests_total counter\n")
-        for (handler, method, status), count in self.http.items():
-            labels = f'handler="{handler}",method="{method}",status="{status}"'
-            out.append(f"http_requests_total{{{labels}}} {number(count)}\n")

@@ -14,6 +14,7 @@ from aiohttp import web
 from sandbox.engine.answers import DONE, Answer, natural_length
 from sandbox.engine.config import VERSION
 from sandbox.engine.core import EngineCore, EngineDead
+from sandbox.engine.http_metrics import EXCLUDED
 from sandbox.engine.protocol import (
     ApiError,
     Generation,
@@ -49,6 +50,7 @@ class ApiServer:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one HTTP request."""
+        began = time.monotonic()
         route = self._routes.get(request.path)
         handler = request.path
         if route is None:
@@ -59,8 +61,10 @@ class ApiServer:
             response = _json(401, {"error": "Unauthorized"})
         else:
             response = await self._answer(request, route[1])
-        if handler != "/metrics":
-            self._core.metrics.count_http(handler, request.method, response.status)
+        if request.path not in EXCLUDED:
+            sizes = request.content_length or 0, response.content_length or 0
+            seconds = time.monotonic() - began
+            self._core.metrics.http.count(handler, request.method, response.status, sizes, seconds)
         return response
 
     async def _answer(self, request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
