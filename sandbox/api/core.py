@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from sandbox.clock import Clock
 
 from . import deletes, discovery, params, subresources, tables
+from .definitions import Registry
 from .kinds import Options
 from .messages import (
     JSON,
@@ -48,6 +49,7 @@ class Api:
     def __init__(self, clock: Clock, seed: int = 0, superusers: Iterable[str] = ("admin",)) -> None:
         self.clock = clock
         self.store = Store()
+        self.registry = Registry(self.store)
         self.names = Names(seed)
         self.writer = Writer(self.store, clock, self.names)
         self.authorizer = Authorizer(self.store, superusers)
@@ -71,17 +73,21 @@ class Api:
     def handle(self, request: Request) -> Response:
         """Answer one request; a refusal is an answer, too."""
         try:
-            route = parse(request.path)
+            route = self.route(request.path)
             if route is None:
-                return discovery.answer(request)
+                return discovery.answer(request, self.registry.resources)
             self.authorize(request, route)
             return self._dispatch(request, route)
         except ApiError as error:
             return error.response()
 
+    def route(self, path: str) -> Route | None:
+        """Return what a path names, among the resources that are served now."""
+        return parse(path, self.registry.installed)
+
     def watch(self, request: Request, on_event: Callable[[], None]) -> Watch:
         """Open a watch for a request that asks for one; raises ApiError as handle() would answer."""
-        route = parse(request.path)
+        route = self.route(request.path)
         if route is None:
             raise method_not_allowed()
         self.authorize(request, route)

@@ -1,7 +1,8 @@
 """Describe the custom kinds: Gateway API, GKE's policies, InferencePool, PodMonitoring.
 
 Only what their CustomResourceDefinitions do to an object on its way in is here: types, defaults and
-ranges of the fields in use. What a filter or another project's kind holds is kept as it comes.
+ranges of the fields in use, as GKE's standard channel has them. What a filter or another project's kind
+holds is kept as it comes. An installed definition takes the place of what is here.
 """
 
 from __future__ import annotations
@@ -68,8 +69,6 @@ def _http_route() -> dict[str, Schema]:
         filters=_list(ANY),
         backendRefs=_list(backend),
         timeouts=_object(request=STRING, backendRequest=STRING),
-        retry=ANY,
-        sessionPersistence=ANY,
     )
     parents = _list(
         _object(
@@ -82,7 +81,6 @@ def _http_route() -> dict[str, Schema]:
     spec = _object(
         parentRefs=_list(_parent_reference()),
         hostnames=_list(STRING),
-        useDefaultGateways=STRING,
         rules=_list(rule, default=[{"matches": [{"path": _PREFIX_ALL}]}]),
     )
     return {"spec": spec, "status": _object(("parents",), parents=parents)}
@@ -138,7 +136,6 @@ def _gateway() -> dict[str, Schema]:
         infrastructure=ANY,
         allowedListeners=ANY,
         tls=ANY,
-        defaultScope=STRING,
     )
     conditions = Schema("list", item=_CONDITIONS.item, keys=("type",), default=waiting)
     status = _object(
@@ -223,7 +220,8 @@ def _inference_pool() -> dict[str, Schema]:
         selector=_object(("matchLabels",), matchLabels=_NAMES),
         targetPorts=_list(_object(("number",), number=_PORT)),
     )
-    parent = _object(conditions=_CONDITIONS, controllerName=STRING, parentRef=_parent_reference())
+    parent_reference = _reference("gateway.networking.k8s.io", "Gateway")
+    parent = _object(conditions=_CONDITIONS, controllerName=STRING, parentRef=parent_reference)
     return {"spec": spec, "status": _object(parents=_list(parent))}
 
 

@@ -82,7 +82,10 @@ class Decoder:
         for name, each in value.items():
             field = fields.get(name)
             if field is None:
-                self.unknown.append(prefix + name)
+                if schema.open:
+                    out[name] = _copied(each)
+                else:
+                    self.unknown.append(prefix + name)
             elif field.type == "string" and type(each) is str:
                 out[name] = each  # most of what an object holds: no path is needed for what fits
             elif each is not None:

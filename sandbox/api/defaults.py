@@ -200,6 +200,14 @@ def _priority_class(obj: Object) -> None:
     _fill(obj, preemptionPolicy="PreemptLowerPriority")
 
 
+def _definition(obj: Object) -> None:
+    spec = obj.setdefault("spec", {})
+    _fill(spec, conversion={"strategy": "None"})
+    names = spec.setdefault("names", {})
+    kind = names.get("kind", "")
+    _fill(names, singular=kind.lower(), listKind=f"{kind}List")
+
+
 DEFAULTS: dict[str, Callable[[Object], None]] = {
     "pods": _pod,
     "deployments": _deployment,
@@ -214,6 +222,7 @@ DEFAULTS: dict[str, Callable[[Object], None]] = {
     "clusterrolebindings": _binding,
     "namespaces": _namespace,
     "priorityclasses": _priority_class,
+    "customresourcedefinitions": _definition,
 }
 
 

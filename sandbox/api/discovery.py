@@ -6,7 +6,7 @@ from typing import Any
 
 from . import openapi
 from .messages import JSON, Object, Request, Response, dumps
-from .resources import GROUP_VERSIONS, RESOURCES, Resource
+from .resources import Resource, group_versions
 
 VERSION: Object = {
     "major": "1",
@@ -43,6 +43,8 @@ def _listed(resource: Resource) -> list[Object]:
     }
     if resource.short:
         entry["shortNames"] = list(resource.short)
+    if resource.categories:
+        entry["categories"] = list(resource.categories)
     listed = [entry]
     for name in resource.subresources:
         sub: Object = {
@@ -60,33 +62,38 @@ def _listed(resource: Resource) -> list[Object]:
     return listed
 
 
-def _resource_list(group: str, version: str) -> Object:
-    resources = [e for r in RESOURCES if (r.group, r.version) == (group, version) for e in _listed(r)]
+Resources = tuple[Resource, ...]
+
+
+def _resource_list(resources: Resources, group: str, version: str) -> Object:
+    listed = [e for r in resources if (r.group, r.version) == (group, version) for e in _listed(r)]
     return {
         "kind": "APIResourceList",
         "apiVersion": "v1",
         "groupVersion": f"{group}/{version}" if group else version,
-        "resources": resources,
+        "resources": listed,
     }
 
 
-def _group(name: str) -> Object:
+def _group(resources: Resources, name: str) -> Object:
     versions = [
-        {"groupVersion": f"{group}/{version}", "version": version} for group, version in GROUP_VERSIONS if group == name
+        {"groupVersion": f"{group}/{version}", "version": version}
+        for group, version in group_versions(resources)
+        if group == name
     ]
     return {"name": name, "versions": versions, "preferredVersion": versions[0]}
 
 
-def _groups() -> Object:
-    names = dict.fromkeys(group for group, _ in GROUP_VERSIONS if group)
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in names]}
+def _groups(resources: Resources) -> Object:
+    names = dict.fromkeys(resource.group for resource in resources if resource.group)
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(resources, name) for name in names]}
 
 
 _NOT_FOUND = Response(404, {"content-type": "text/plain"}, b"404 page not found\n")
 
 
-def answer(request: Request) -> Response:
-    """Answer a path that is no resource's."""
+def answer(request: Request, resources: Resources) -> Response:
+    """Answer a path that is no resource's, by what is served now."""
     path = request.path.rstrip("/") or "/"
     if path in _HEALTH:
         return Response(200, {"content-type": "text/plain"}, b"ok")
@@ -95,15 +102,15 @@ def answer(request: Request) -> Response:
     if path == "/api":
         return _ok({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
     if path == "/apis":
-        return _ok(_groups())
+        return _ok(_groups(resources))
     if path.startswith("/openapi/"):
-        document = openapi.document(path)
+        document = openapi.document(path, resources)
         return _NOT_FOUND if document is None else _ok(document)
     parts = path.strip("/").split("/")
     if parts == ["api", "v1"]:
-        return _ok(_resource_list("", "v1"))
-    if len(parts) == 3 and parts[0] == "apis" and (parts[1], parts[2]) in GROUP_VERSIONS:
-        return _ok(_resource_list(parts[1], parts[2]))
-    if len(parts) == 2 and parts[0] == "apis" and any(group == parts[1] for group, _ in GROUP_VERSIONS):
-        return _ok({"kind": "APIGroup", "apiVersion": "v1", **_group(parts[1])})
+        return _ok(_resource_list(resources, "", "v1"))
+    if len(parts) == 3 and parts[0] == "apis" and (parts[1], parts[2]) in group_versions(resources):
+        return _ok(_resource_list(resources, parts[1], parts[2]))
+    if len(parts) == 2 and parts[0] == "apis" and any(r.group == parts[1] for r in resources):
+        return _ok({"kind": "APIGroup", "apiVersion": "v1", **_group(resources, parts[1])})
     return Response(404, dict(_NOT_FOUND.headers), _NOT_FOUND.body)

@@ -18,7 +18,7 @@ from .core import Api, log_container, proxy_target
 from .logs import follow, initial_log
 from .messages import ApiError, Request, Response, bad_request, unauthorized
 from .params import wants_watch
-from .routes import Route, parse
+from .routes import Route
 from .trouble import Trouble, forgotten
 
 Authenticate = Callable[[str | None], str | None]
@@ -107,7 +107,7 @@ class Server:
             return web.Response()  # nobody is left to get it
         if (refused := self._trouble.refusal(user)) is not None:
             return _plain(refused)
-        route = parse(request.path)
+        route = self._api.route(request.path)
         try:
             if route is not None:
                 if route.subresource == "proxy":

@@ -28,7 +28,7 @@ def schema_of(resource: Resource) -> Schema:
 
 def custom_schema(resource: Resource) -> Schema:
     """Return the type of a custom resource's objects."""
-    return crds.custom(resource.kind)
+    return resource.definition.schema if resource.definition else crds.custom(resource.kind)
 
 
 def waits_for_its_end(resource: Resource, meta: Object) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 from .messages import Object
-from .resources import GROUP_VERSIONS, RESOURCES, Resource
+from .resources import Resource, group_versions
 
 _QUERY = ("dryRun", "fieldManager", "fieldValidation")
 
@@ -57,22 +57,22 @@ def _component(resource: Resource) -> tuple[str, Object]:
     return name, schema
 
 
-@cache
-def document(path: str) -> Object | None:
+@lru_cache(maxsize=64)
+def document(path: str, resources: tuple[Resource, ...]) -> Object | None:
     """Return the document served at a path under /openapi, or None."""
     info = {"title": "Kubernetes", "version": "v1.36.0-sandbox"}
     if path == "/openapi/v3":
         paths = {
             _prefix(group, version): {"serverRelativeURL": f"/openapi/v3/{_prefix(group, version)}"}
-            for group, version in GROUP_VERSIONS
+            for group, version in group_versions(resources)
         }
         return {"paths": paths}
     if path == "/openapi/v2":
-        definitions = dict(_component(resource) for resource in RESOURCES)
+        definitions = dict(_component(resource) for resource in resources)
         return {"swagger": "2.0", "info": info, "paths": {}, "definitions": definitions}
-    for group, version in GROUP_VERSIONS:
+    for group, version in group_versions(resources):
         if path == f"/openapi/v3/{_prefix(group, version)}":
-            served = [r for r in RESOURCES if (r.group, r.version) == (group, version)]
+            served = [r for r in resources if (r.group, r.version) == (group, version)]
             paths = {route: item for resource in served for route, item in _paths(resource).items()}
             schemas = dict(_component(resource) for resource in served)
             return {"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": schemas}}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .definitions import Definition
 
 STATUS = ("status",)
 
@@ -12,6 +16,7 @@ class Resource:
     """One resource: where it is served and which of Kubernetes' rules hold for it.
 
     `model` names the type in the kubernetes client's models; custom resources have none.
+    `definition`: what an installed CustomResourceDefinition says; a custom resource that is built in has none.
     `generation`: metadata.generation counts changes of the spec.
     `unconditional`: a PUT without resourceVersion is taken.
     `upsert`: a PUT creates what is not there.
@@ -28,6 +33,8 @@ class Resource:
     generation: bool = False
     unconditional: bool = True
     upsert: bool = False
+    definition: Definition | None = field(default=None, compare=False, repr=False)
+    categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = (
         "create",
         "delete",
@@ -160,6 +167,17 @@ RESOURCES: tuple[Resource, ...] = (
         short=("pc",),
         generation=True,
     ),
+    Resource(
+        "customresourcedefinitions",
+        "CustomResourceDefinition",
+        "apiextensions.k8s.io",
+        model="V1CustomResourceDefinition",
+        namespaced=False,
+        short=("crd", "crds"),
+        subresources=STATUS,
+        generation=True,
+        unconditional=False,
+    ),
     _custom(GATEWAY_API, "gatewayclasses", "GatewayClass", namespaced=False, short=("gc",)),
     _custom(GATEWAY_API, "gateways", "Gateway", short=("gtw",)),
     _custom(GATEWAY_API, "httproutes", "HTTPRoute"),
@@ -171,4 +189,8 @@ RESOURCES: tuple[Resource, ...] = (
 
 BY_PLURAL: dict[str, Resource] = {resource.plural: resource for resource in RESOURCES}
 BY_PATH: dict[tuple[str, str, str], Resource] = {(r.group, r.version, r.plural): r for r in RESOURCES}
-GROUP_VERSIONS: tuple[tuple[str, str], ...] = tuple(dict.fromkeys((r.group, r.version) for r in RESOURCES))
+
+
+def group_versions(resources: tuple[Resource, ...]) -> tuple[tuple[str, str], ...]:
+    """Return (group, version) of each API group that has resources, in their order."""
+    return tuple(dict.fromkeys((r.group, r.version) for r in resources))

@@ -22,7 +22,8 @@ class Schema:
 
     `type`: object, map, list, string, integer, boolean, number, time, microtime, quantity or any.
     `keys`: the fields that identify an item of a list (server-side apply); `patch_key`: the one
-    that a strategic merge patch goes by; `is_set`: a list of distinct scalars that merges by value.
+    that a strategic merge patch goes by; `is_set`: a list of distinct scalars that merges by value;
+    `open`: an object that keeps fields which its type does not name.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Schema:
         "keys",
         "maximum",
         "minimum",
+        "open",
         "patch_key",
         "required",
         "type",
@@ -57,6 +59,7 @@ class Schema:
         minimum: int | None = None,
         maximum: int | None = None,
         required: tuple[str, ...] = (),
+        open_: bool = False,
     ) -> None:
         self.type = type_
         self.go = go
@@ -71,6 +74,7 @@ class Schema:
         self.minimum = minimum
         self.maximum = maximum
         self.required = required
+        self.open = open_
 
     @property
     def fields(self) -> dict[str, Schema]:

@@ -101,6 +101,11 @@ def _budget(obj: Object, _: Names) -> None:
     obj["status"] = {"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}
 
 
+def _definition(obj: Object, _: Names) -> None:
+    stored = [version["name"] for version in obj["spec"].get("versions", ()) if version.get("storage")]
+    obj["status"] = {"acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
+
+
 _CREATE: dict[str, Callable[[Object, Names], None]] = {
     "pods": _pod,
     "namespaces": _namespace,
@@ -108,6 +113,7 @@ _CREATE: dict[str, Callable[[Object, Names], None]] = {
     "jobs": _job,
     "persistentvolumeclaims": _claim,
     "poddisruptionbudgets": _budget,
+    "customresourcedefinitions": _definition,
 }
 
 

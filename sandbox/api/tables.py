@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import printed
 from .messages import Object, Request
 from .resources import Resource
 from .store import Entry
@@ -178,6 +179,8 @@ def columns(resource: Resource) -> list[Object]:
     """Return the column definitions of a resource's table."""
     if resource.plural == "events":
         return [_column(name) for name in _EVENTS]
+    if resource.definition is not None:
+        return printed.columns(resource.definition, _column)
     names, _ = _TABLES.get(resource.plural, ("Age", _other))
     return [_column(name) for name in ("Name", *names.split())]
 
@@ -187,6 +190,8 @@ def row(resource: Resource, obj: Object, now: float) -> Object:
     meta = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
     if resource.plural == "events":
         return {"cells": _event(obj, now), "object": meta}
+    if resource.definition is not None:
+        return {"cells": printed.cells(resource.definition, obj, lambda since: age(since, now)), "object": meta}
     _, cells = _TABLES.get(resource.plural, ("Age", _other))
     return {"cells": [obj["metadata"]["name"], *cells(obj, now)], "object": meta}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sandbox.clock import Clock
 
-from . import apply, defaults, fieldsets, immutable, ownership, strategy, validation
+from . import apply, defaults, definitions, fieldsets, immutable, ownership, strategy, validation
 from .decode import Decoder
 from .kinds import NAMESPACES, Options, schema_of, unreadable, waits_for_its_end
 from .messages import (
@@ -108,7 +108,7 @@ class Writer:
         if name and self._store.get(resource.plural, namespace, name):
             raise already_exists(resource, name)
         strategy.prepare_create(resource, obj, self._names, self.now())
-        causes = validation.check(resource, obj)
+        causes = validation.check(resource, obj) + _defined(resource, obj, None)
         if causes:
             raise invalid(resource, name, causes)
         ownership.write(obj, owned)
@@ -190,10 +190,11 @@ class Writer:
         name = old.obj["metadata"]["name"]
         self._check_identity(resource, old, obj, name)
         new = strategy.prepare_update(resource, old.obj, obj, subresource)
+        causes = _defined(resource, new, old.obj)
         if not subresource:
-            causes = validation.check(resource, new) + immutable.check_change(resource, old.obj, new)
-            if causes:
-                raise invalid(resource, name, causes)
+            causes += validation.check(resource, new) + immutable.check_change(resource, old.obj, new)
+        if causes:
+            raise invalid(resource, name, causes)
         ownership.write(new, own(new))
         if new == old.obj:
             return old
@@ -261,15 +262,16 @@ class Writer:
     ) -> tuple[Entry, bool]:
         """Apply a configuration server-side; return the object and whether it was created."""
         applied = self._applied(resource, namespace, name, applied)
+        if resource.has_status and not subresource:
+            applied.pop("status", None)
         schema = schema_of(resource)
         manager = Manager(options.manager, "Apply", resource.api_version, subresource)
-        fields = fieldsets.fields_set(schema, {k: v for k, v in applied.items() if k != "status" or subresource})
+        fields = fieldsets.fields_set(schema, applied)
         old = self._store.get(resource.plural, namespace, name)
         if old is None:
             if subresource or applied["metadata"].get("uid"):
                 raise not_found(resource, name)
-            obj = {name: value for name, value in applied.items() if name != "status"}
-            obj = self.decode(resource, obj, options)
+            obj = self.decode(resource, applied, options)
             owned: Ownership = {manager: ownership.Owned(fields, self.now())}
             return self._create(resource, obj, options, lambda _: owned), True
         held = old.owners
@@ -312,3 +314,10 @@ class Writer:
         out.setdefault("metadata", {})
         self._place(resource, out, namespace, name)
         return out
+
+
+def _defined(resource: Resource, obj: Object, old: Object | None) -> list[Cause]:
+    """Return what is wrong with an object by its definition, or with a definition itself."""
+    if resource.definition is not None:
+        return resource.definition.check(obj, old)
+    return definitions.check(obj) if resource.plural == definitions.DEFINITIONS else []

@@ -10,7 +10,6 @@ from typing import Any
 from sandbox.api.core import Api
 from sandbox.api.kinds import Options
 from sandbox.api.messages import Object
-from sandbox.api.resources import BY_PLURAL
 from sandbox.api.store import Change, Entry
 from sandbox.api.times import seconds, stamp
 from sandbox.clock import Clock
@@ -51,7 +50,7 @@ class Cluster:
 
     def create(self, resource: str, obj: Object) -> Object:
         """Create an object."""
-        kind = BY_PLURAL[resource]
+        kind = self.api.registry.by_plural(resource)
         namespace = obj["metadata"].get("namespace", "")
         return self.api.writer.create(kind, namespace, obj, Options("kube-controller-manager")).obj
 
@@ -62,7 +61,7 @@ class Cluster:
             return entry.obj
         new = {**entry.obj, "metadata": dict(entry.obj["metadata"]), **parts}
         options = Options("kube-controller-manager")
-        return self.api.writer.replace(BY_PLURAL[resource], entry, new, options, subresource).obj
+        return self.api.writer.replace(self.api.registry.by_plural(resource), entry, new, options, subresource).obj
 
     def annotate(self, obj: Object, **annotations: str) -> Object:
         """Return metadata of `obj` with annotations added; names with slashes go in by **{...}."""
@@ -74,7 +73,7 @@ class Cluster:
         meta = obj["metadata"]
         entry = self.store.get(resource, meta.get("namespace", ""), meta["name"])
         if entry is not None and entry.obj["metadata"]["uid"] == meta["uid"]:
-            self.api.delete(BY_PLURAL[resource], meta.get("namespace", ""), meta["name"], options)
+            self.api.delete(self.api.registry.by_plural(resource), meta.get("namespace", ""), meta["name"], options)
 
     def _entry(self, resource: str, obj: Object) -> Entry:
         meta = obj["metadata"]
@@ -140,6 +139,7 @@ class Controller:
     """Bring the objects whose keys are queued to what they ask for, one key at a time."""
 
     watches: tuple[str, ...] = ()
+    watches_all = False  # it also follows the resources that definitions add later
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster

@@ -9,13 +9,12 @@ from sandbox.api.store import Change
 
 from .base import Cluster, Controller, Key
 
-_BY_KIND = {(r.api_version, r.kind): r for r in RESOURCES}
-
 
 class GarbageCollector(Controller):
     """Follow ownerReferences; its keys are (resource, "namespace/name")."""
 
     watches = tuple(r.plural for r in RESOURCES)
+    watches_all = True
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
@@ -56,7 +55,7 @@ class GarbageCollector(Controller):
             self.cluster.delete(resource, obj, propagationPolicy="Background")
 
     def _alive(self, owner: Object, namespace: str) -> bool:
-        resource = _BY_KIND.get((owner["apiVersion"], owner["kind"]))
+        resource = self.cluster.api.registry.by_kind(owner["apiVersion"], owner["kind"])
         if resource is None:
             return True  # a kind that is not served here: nobody can say that it is gone
         found = self.cluster.get(resource.plural, namespace if resource.namespaced else "", owner["name"])

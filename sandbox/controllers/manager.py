@@ -13,6 +13,7 @@ from sandbox.clock import Clock
 from .autoscalers import AutoscalerController
 from .base import Cluster, Controller
 from .budgets import BudgetController
+from .definitions import DefinitionController
 from .deployments import DeploymentController
 from .endpoints import EndpointController
 from .garbage import GarbageCollector
@@ -25,6 +26,7 @@ from .scheduler import Scheduler
 CONTROLLERS: tuple[type[Controller], ...] = (
     GarbageCollector,
     NamespaceController,
+    DefinitionController,
     NodeController,
     AutoscalerController,
     DeploymentController,
@@ -53,9 +55,10 @@ class Manager:
         for controller in self._controllers:
             for resource in controller.watches:
                 self._watching.setdefault(resource, []).append(controller)
+        self._watching_all = [controller for controller in self._controllers if controller.watches_all]
         self._woken: asyncio.Event | None = None
         self._stop = api.store.listen(self._observe)
-        for resource in self._watching:
+        for resource in {**self._watching, **{r.plural: r for r in api.registry.resources}}:
             for entry in api.store.list(resource):
                 self._observe(Change("ADDED", resource, entry, None))
 
@@ -93,7 +96,7 @@ class Manager:
         self._stop()
 
     def _observe(self, change: Change) -> None:
-        for controller in self._watching.get(change.resource, ()):
+        for controller in self._watching.get(change.resource, self._watching_all):
             controller.observe(change)
         if self._woken is not None:
             self._woken.set()

@@ -14,13 +14,14 @@ class NamespaceController(Controller):
     """Delete all content of terminating namespaces."""
 
     watches = ("namespaces", *_NAMESPACED)
+    watches_all = True
 
     def observe(self, change: Change) -> None:
         meta = change.entry.obj["metadata"]
         if change.resource == "namespaces":
             if "deletionTimestamp" in meta:
                 self.enqueue(("", meta["name"]))
-        elif change.type == "DELETED":
+        elif change.type == "DELETED" and "namespace" in meta:
             self.enqueue(("", meta["namespace"]))
 
     def sync(self, key: Key) -> None:
@@ -29,7 +30,7 @@ class NamespaceController(Controller):
         if namespace is None or not is_deleted(namespace):
             return
         left = False
-        for resource in _NAMESPACED:
+        for resource in [each.plural for each in self.cluster.api.registry.resources if each.namespaced]:
             for obj in self.cluster.list(resource, name):
                 if not is_deleted(obj):
                     self.cluster.delete(resource, obj, propagationPolicy="Background")

@@ -24,6 +24,7 @@ from sandbox.controllers.manager import CONTROLLERS
 from sandbox.controllers.scheduler import Scheduler
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "recordings" / "kubernetes-1.36"
+CRDS = RECORDINGS.parents[1] / "crds"
 RECORDED_AT = "2026-11-22T01:03:55Z"
 # All scenes come from one cluster, in this order (their resourceVersions tell); files not named here come last.
 ORDER = ("namespace", "apply", "invalid", "optimistic-lock", "scale", "httproute", "lease", "forbidden", "pending-pod")
@@ -177,6 +178,7 @@ TOKENS = {
     "forbidden: what may I do: SelfSubjectAccessReview": "nobody",
     "forbidden: a wrong token: 401": "wrong",
 }
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 USERS = {"admin": "admin", "nobody": "system:serviceaccount:inference:nobody"}
 
 
@@ -195,10 +197,13 @@ class RecordedCluster:
         self._server: Server | None = None
         self._session: aiohttp.ClientSession | None = None
 
-    async def start(self) -> None:
-        """Begin to serve."""
+    async def start(self, definitions: bool = False) -> None:
+        """Begin to serve, with the recorded cluster's CustomResourceDefinitions or without any."""
         self._server = await serve(self.api, "127.0.0.1", 0, None, None, lambda token: USERS.get(token or ""))
         self._session = aiohttp.ClientSession(f"http://127.0.0.1:{self._server.port}")
+        for file in sorted(CRDS.glob("*.yaml")) if definitions else ():
+            created = await self.send("POST", DEFINITIONS, file.read_text(), {"Content-Type": "application/yaml"})
+            assert created[0] == 201, created
 
     async def close(self) -> None:
         """Stop serving."""
@@ -218,7 +223,7 @@ class RecordedCluster:
 
         if any(until(entry.obj) for entry in self.api.store.list("deployments")):
             return
-        manager = Manager(self.api, self.clock, [c for c in CONTROLLERS if c is not Scheduler])
+        manager = Manager(self.api, self.clock, controllers=[c for c in CONTROLLERS if c is not Scheduler])
         stop = self.api.store.listen(look)
         try:
             manager.settle()

@@ -30,11 +30,11 @@ SCALE = "/apis/apps/v1/namespaces/inference/deployments/vllm-tpu/scale"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster() -> AsyncIterator[RecordedCluster]:
-    """The one cluster that the scenes were recorded on, in their order."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["kinds built in", "definitions installed"])
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[RecordedCluster]:
+    """The one cluster that the scenes were recorded on, in their order; custom kinds as here, and as there."""
     cluster = RecordedCluster()
-    await cluster.start()
+    await cluster.start(definitions=request.param == "definitions installed")
     yield cluster
     await cluster.close()
 
