@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from sandbox.clock import Clock
 
-from . import deletes, discovery, params, subresources, tables
+from . import deletes, discovery, params, reviews, subresources, tables
 from .definitions import Registry
 from .kinds import Options
 from .messages import (
@@ -91,14 +91,20 @@ class Api:
         if route is None:
             raise method_not_allowed()
         self.authorize(request, route)
-        return Watch(self.store, route.resource, route.namespace, route.name, request.query, on_event)
+        resource = route.resource
+
+        def row(entry: Entry) -> bytes:
+            return dumps(tables.table(resource, [entry], entry.version, self.clock.now()))
+
+        encode = row if tables.wanted(request) else None
+        return Watch(self.store, resource, route.namespace, route.name, request.query, on_event, encode)
 
     def authorize(self, request: Request, route: Route) -> None:
         """Refuse with 403 what RBAC does not allow."""
         if request.user in self.authorizer.superusers:
             return
         resource = route.resource
-        if resource.plural == "selfsubjectaccessreviews":
+        if resource.is_review:
             return
         full = f"{resource.plural}/{route.subresource}" if route.subresource else resource.plural
         name = route.name.split(":")[0] if route.subresource == "proxy" else route.name
@@ -110,7 +116,7 @@ class Api:
         method = request.method
         if route.subresource:
             return self._subresource(request, route)
-        if route.resource.verbs == ("create",) and method != "POST":
+        if route.resource.is_review and method != "POST":
             raise method_not_allowed()
         if method in ("GET", "HEAD"):
             return self._get(request, route) if route.name else self._list(request, route)
@@ -168,8 +174,8 @@ class Api:
     def _create(self, request: Request, route: Route) -> Response:
         options = params.options(request)
         body = params.body(request)
-        if route.resource.plural == "selfsubjectaccessreviews":
-            review = subresources.review_access(self.authorizer, self.writer, request.user, body, options)
+        if route.resource.is_review:
+            review = reviews.answer(self.authorizer, self.writer, route.resource, request.user, body, options)
             return _ok(dumps(review), 201)
         if route.resource.namespaced and not route.namespace:
             raise method_not_allowed()
@@ -197,7 +203,8 @@ class Api:
 
     def _delete(self, request: Request, route: Route) -> Response:
         options = params.delete_options(request)
-        entry, gone = self.delete(route.resource, route.namespace, route.name, options, params.dry(request))
+        dry = params.dry(request, options)
+        entry, gone = self.delete(route.resource, route.namespace, route.name, options, dry)
         if gone and route.resource.plural not in deletes.RETURNS_OBJECT:
             return _ok(dumps(deletes.success(route.resource, entry)))
         return _ok(entry.json)
@@ -212,7 +219,7 @@ class Api:
         options = params.delete_options(request)
         for entry in self.select(route.resource, route.namespace, request.query):
             meta = entry.obj["metadata"]
-            self.delete(route.resource, meta.get("namespace", ""), meta["name"], options, params.dry(request))
+            self.delete(route.resource, meta.get("namespace", ""), meta["name"], options, params.dry(request, options))
         status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
         details: Object = {"group": route.resource.group} if route.resource.group else {}
         return _ok(dumps({**status, "details": {**details, "kind": route.resource.plural}}))
@@ -227,10 +234,10 @@ class Api:
         if name == "scale" and method in ("GET", "PUT", "PATCH"):
             return self._scale(request, route)
         if name == "eviction" and method == "POST":
-            subresources.evict(self.store, route.namespace, route.name)
             options = (params.body(request) or {}).get("deleteOptions") or {}
-            if not params.dry(request):
-                self.delete(route.resource, route.namespace, route.name, options)
+            dry = params.dry(request, options)
+            subresources.evict(self.store, route.namespace, route.name, dry)
+            self.delete(route.resource, route.namespace, route.name, options, dry)
             return _ok(dumps(_SUCCESS), 201)
         if name == "binding" and method == "POST":
             subresources.bind(self.store, route.namespace, route.name, params.body(request))

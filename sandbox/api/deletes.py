@@ -120,8 +120,8 @@ def success(resource: Resource, entry: Entry) -> Object:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
 
-def eviction_allowed(store: Store, pod: Object) -> None:
-    """Raise 429 where a PodDisruptionBudget does not allow the eviction of `pod`; else spend one."""
+def eviction_allowed(store: Store, pod: Object, dry_run: bool = False) -> None:
+    """Raise 429 where a PodDisruptionBudget does not allow the eviction of `pod`; else spend one (not in a dry run)."""
     meta = pod["metadata"]
     if pod["status"].get("phase") in ("Succeeded", "Failed", "Pending"):
         return
@@ -131,6 +131,8 @@ def eviction_allowed(store: Store, pod: Object) -> None:
             continue
         status = budget.get("status", {})
         if status.get("disruptionsAllowed", 0) > 0:
+            if dry_run:
+                continue
             spent = {**status, "disruptionsAllowed": status["disruptionsAllowed"] - 1}
             store.put("poddisruptionbudgets", {**budget, "metadata": dict(budget["metadata"]), "status": spent})
             continue

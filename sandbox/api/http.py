@@ -155,6 +155,9 @@ class Server:
                     _break_off(http)
                     return stream
                 if now >= end:
+                    if watch.bookmarks and cut is None:
+                        watch.bookmark()
+                        await stream.write(watch.pending.popleft())
                     break
                 if now >= bookmark_at:
                     bookmark_at = now + BOOKMARK_EVERY_S
@@ -175,15 +178,20 @@ class Server:
         container = log_container(entry, request.query)
         if self._logs_dir is None:
             return _plain(self._api.handle(request))
-        path = self._logs_dir / f"{route.namespace}_{route.name}_{container}.log"
+        previous = request.query.get("previous") == "true"
+        end = ".previous.log" if previous else ".log"
+        path = self._logs_dir / f"{route.namespace}_{route.name}_{container}{end}"
         if not path.exists():
+            if previous:
+                where = f'container "{container}" in pod "{route.name}"'
+                raise bad_request(f"previous terminated {where} not found")
             raise bad_request(f'container "{container}" in pod "{route.name}" is waiting to start: ContainerCreating')
         stream = web.StreamResponse(headers={"Content-Type": "text/plain"})
         stream.enable_chunked_encoding()
         await stream.prepare(http)
         text, position = initial_log(path, request.query)
         await stream.write(text)
-        if request.query.get("follow") == "true":
+        if request.query.get("follow") == "true" and not previous:
             async for chunk in follow(path, position, lambda: self._logging(route)):
                 await stream.write(chunk)
         await stream.write_eof()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from . import protobuf
 from .kinds import Options
 from .messages import Cause, Object, Request, bad_request, invalid_of, unsupported_media
 from .patch import APPLY, JSON_PATCH, MERGE, STRATEGIC
@@ -32,9 +33,9 @@ def wants_watch(request: Request) -> bool:
     return request.query.get("watch") in ("1", "true")
 
 
-def dry(request: Request) -> bool:
-    """Tell whether a write is only to be tried."""
-    return request.query.get("dryRun") == "All"
+def dry(request: Request, delete_options: Object | None = None) -> bool:
+    """Tell whether a write is only to be tried; a deletion may say so in its body, too."""
+    return request.query.get("dryRun") == "All" or "All" in ((delete_options or {}).get("dryRun") or ())
 
 
 def options(request: Request) -> Options:
@@ -52,6 +53,12 @@ def options(request: Request) -> Options:
 def body(request: Request) -> Any:
     """Decode the body of a request: JSON, or YAML where it says so."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if kind.endswith("protobuf"):
+        try:
+            if (found := protobuf.decode(request.body)) is not None:
+                return found
+        except (LookupError, UnicodeDecodeError) as error:
+            raise bad_request(f"the object provided is unrecognized: {error}") from None
     if kind.endswith("protobuf") or kind.endswith("cbor"):
         raise unsupported_media(["application/json", "application/yaml"])
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .definitions import Definition
-from .messages import Object
+from .messages import Object, dumps
 
 _AGE: Object = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
 # The steps of a JSONPath that printer columns use: .name, [*], [0] and [?(@.type=="Ready")].
@@ -30,12 +30,14 @@ def cells(definition: Definition, obj: Object, age: Callable[[str | None], str])
     """Return the cells of one object's row."""
     row: list[Any] = [obj["metadata"]["name"]]
     for each in _listed(definition):
-        found = find(obj, each["jsonPath"])
-        if each["type"] == "date":
-            row.append(age(found[0] if found else None))
-        else:
-            row.append(found[0] if len(found) == 1 else ",".join(map(str, found)) if found else None)
+        found = next(iter(find(obj, each["jsonPath"])), None)
+        row.append(age(found) if each["type"] == "date" else text(found) if each["type"] == "string" else found)
     return row
+
+
+def text(value: Any) -> Any:
+    """Write what a column of text shows: other values as JSON."""
+    return value if value is None or isinstance(value, str) else dumps(value).decode()
 
 
 def find(obj: Object, path: str) -> list[Any]:

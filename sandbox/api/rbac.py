@@ -81,6 +81,12 @@ class Authorizer:
             self._decided[asked] = any(_allows(rule, action) for rule in self._rules(user, groups, action.namespace))
         return self._decided[asked]
 
+    def rules(self, user: str, namespace: str) -> list[Object]:
+        """Return the rules that hold for `user` in a namespace."""
+        if user in self.superusers:
+            return [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
+        return list(self._rules(user, groups_of(user), namespace))
+
     def _rules(self, user: str, groups: set[str], namespace: str) -> Iterator[Object]:
         yield from self._bound("clusterrolebindings", None, user, groups)
         if namespace:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .definitions import Definition
 
 STATUS = ("status",)
+ALL = ("all",)  # what `kubectl get all` gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +69,30 @@ class Resource:
         return f"{self.kind}.{self.group}" if self.group else self.kind
 
     @property
+    def is_review(self) -> bool:
+        """Tell whether it answers a question, and stores nothing."""
+        return self.verbs == ("create",)
+
+    @property
     def has_status(self) -> bool:
         return "status" in self.subresources
 
 
 def _core(plural: str, kind: str, **options: object) -> Resource:
     options.setdefault("model", f"V1{kind}")
+    if plural in ("pods", "services"):
+        options["categories"] = ALL
     return Resource(plural, kind, **options)  # type: ignore[arg-type]
 
 
 def _rbac(plural: str, kind: str, namespaced: bool) -> Resource:
     group = "rbac.authorization.k8s.io"
     return Resource(plural, kind, group, model=f"V1{kind}", namespaced=namespaced, upsert=True)
+
+
+def _review(group: str, kind: str) -> Resource:
+    """Return a resource that answers a question about whoever asks; nothing of it is stored."""
+    return Resource(f"{kind.lower()}s", kind, group, model=f"V1{kind}", namespaced=False, verbs=("create",))
 
 
 def _custom(group: str, plural: str, kind: str, **options: object) -> Resource:
@@ -110,6 +123,7 @@ RESOURCES: tuple[Resource, ...] = (
         "deployments",
         "Deployment",
         "apps",
+        categories=ALL,
         model="V1Deployment",
         short=("deploy",),
         subresources=("status", "scale"),
@@ -119,12 +133,13 @@ RESOURCES: tuple[Resource, ...] = (
         "replicasets",
         "ReplicaSet",
         "apps",
+        categories=ALL,
         model="V1ReplicaSet",
         short=("rs",),
         subresources=("status", "scale"),
         generation=True,
     ),
-    Resource("jobs", "Job", "batch", model="V1Job", subresources=STATUS, generation=True),
+    Resource("jobs", "Job", "batch", model="V1Job", subresources=STATUS, generation=True, categories=ALL),
     Resource("endpointslices", "EndpointSlice", "discovery.k8s.io", model="V1EndpointSlice", generation=True),
     Resource("leases", "Lease", "coordination.k8s.io", model="V1Lease", unconditional=False, upsert=True),
     Resource(
@@ -133,6 +148,7 @@ RESOURCES: tuple[Resource, ...] = (
         "autoscaling",
         "v2",
         model="V2HorizontalPodAutoscaler",
+        categories=ALL,
         short=("hpa",),
         subresources=STATUS,
     ),
@@ -150,14 +166,9 @@ RESOURCES: tuple[Resource, ...] = (
     _rbac("rolebindings", "RoleBinding", True),
     _rbac("clusterroles", "ClusterRole", False),
     _rbac("clusterrolebindings", "ClusterRoleBinding", False),
-    Resource(
-        "selfsubjectaccessreviews",
-        "SelfSubjectAccessReview",
-        "authorization.k8s.io",
-        model="V1SelfSubjectAccessReview",
-        namespaced=False,
-        verbs=("create",),
-    ),
+    _review("authorization.k8s.io", "SelfSubjectAccessReview"),
+    _review("authorization.k8s.io", "SelfSubjectRulesReview"),
+    _review("authentication.k8s.io", "SelfSubjectReview"),
     Resource(
         "priorityclasses",
         "PriorityClass",

@@ -1,16 +1,14 @@
-"""Serve the subresources that are objects of their own: scale, eviction, binding, access reviews."""
+"""Serve the subresources that are objects of their own: scale, eviction, binding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import ownership, validation
-from .decode import deep_copy
+from . import validation
 from .deletes import eviction_allowed
-from .kinds import Options, schema_of
+from .kinds import Options
 from .messages import Object, bad_request, conflict, invalid, not_found
 from .patch import JSON_PATCH, json_patch, merge_patch
-from .rbac import Action, Authorizer
 from .resources import BY_PLURAL, Resource
 from .selectors import selector_text
 from .store import Entry, Store
@@ -98,34 +96,9 @@ def set_node(
     store.put("pods", obj)
 
 
-def evict(store: Store, namespace: str, name: str) -> None:
+def evict(store: Store, namespace: str, name: str, dry_run: bool) -> None:
     """Refuse the eviction of a pod where a disruption budget says so; the caller then deletes it."""
     entry = store.get("pods", namespace, name)
     if entry is None:
         raise not_found(BY_PLURAL["pods"], name)
-    eviction_allowed(store, entry.obj)
-
-
-def review_access(authorizer: Authorizer, writer: Writer, user: str, body: Any, options: Options) -> Object:
-    """Answer a SelfSubjectAccessReview; nothing is stored."""
-    resource = BY_PLURAL["selfsubjectaccessreviews"]
-    review = writer.decode(resource, body, options)
-    attributes = review.get("spec", {}).get("resourceAttributes") or {}
-    name = attributes.get("resource", "")
-    if attributes.get("subresource"):
-        name = f"{name}/{attributes['subresource']}"
-    action = Action(
-        attributes.get("verb", ""),
-        attributes.get("group", ""),
-        name,
-        attributes.get("namespace", ""),
-        attributes.get("name", ""),
-    )
-    non_resource = "nonResourceAttributes" in review.get("spec", {})
-    allowed = non_resource or authorizer.allows(user, action)
-    manager = ownership.Manager(options.manager, "Update", resource.api_version)
-    out = deep_copy(review)
-    owned = ownership.after_update(schema_of(resource), {"metadata": {}, "spec": {}}, review, {}, manager, writer.now())
-    ownership.write(out, owned)
-    out["status"] = {"allowed": allowed}
-    return out
+    eviction_allowed(store, entry.obj, dry_run)

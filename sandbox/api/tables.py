@@ -8,10 +8,12 @@ from typing import Any
 from . import printed
 from .messages import Object, Request
 from .resources import Resource
+from .selectors import selector_text
 from .store import Entry
 from .times import seconds
 
 Row = list[Any]
+_NONE = "<none>"
 
 
 def wanted(request: Request) -> bool:
@@ -49,24 +51,37 @@ def _pod(obj: Object, now: float) -> Row:
     if "deletionTimestamp" in obj["metadata"]:
         reason = "Terminating"
     restarts = sum(c.get("restartCount", 0) for c in containers)
-    address, node = status.get("podIP") or "<none>", obj["spec"].get("nodeName") or "<none>"
-    return [f"{ready}/{total}", reason, str(restarts), _age(obj, now), address, node]
+    address, node = status.get("podIP") or _NONE, obj["spec"].get("nodeName") or _NONE
+    return [f"{ready}/{total}", reason, str(restarts), _age(obj, now), address, node, _NONE, _NONE]
 
 
 def _age(obj: Object, now: float) -> str:
     return age(obj["metadata"].get("creationTimestamp"), now)
 
 
+def _template(obj: Object) -> Row:
+    """Return what -o wide shows of a workload: containers, images and selector."""
+    containers = obj["spec"]["template"]["spec"]["containers"]
+    names, images = (",".join(c.get(field, "") for c in containers) for field in ("name", "image"))
+    return [names, images, selector_text(obj["spec"].get("selector")) or _NONE]
+
+
 def _deployment(obj: Object, now: float) -> Row:
     status, wanted_replicas = obj.get("status", {}), obj["spec"].get("replicas", 0)
     ready = f"{status.get('readyReplicas', 0)}/{wanted_replicas}"
-    return [ready, status.get("updatedReplicas", 0), status.get("availableReplicas", 0), _age(obj, now)]
+    return [
+        ready,
+        status.get("updatedReplicas", 0),
+        status.get("availableReplicas", 0),
+        _age(obj, now),
+        *_template(obj),
+    ]
 
 
 def _replica_set(obj: Object, now: float) -> Row:
     status = obj.get("status", {})
     counts = [obj["spec"].get("replicas", 0), status.get("replicas", 0), status.get("readyReplicas", 0)]
-    return [*counts, _age(obj, now)]
+    return [*counts, _age(obj, now), *_template(obj)]
 
 
 def _job(obj: Object, now: float) -> Row:
@@ -74,22 +89,29 @@ def _job(obj: Object, now: float) -> Row:
     state = next((c["type"] for c in status.get("conditions", ()) if c["status"] == "True"), "Running")
     completions = f"{status.get('succeeded', 0)}/{obj['spec'].get('completions', 1)}"
     end = seconds(status["completionTime"]) if "completionTime" in status else now
-    return [state, completions, age(status.get("startTime"), end), _age(obj, now)]
+    return [state, completions, age(status.get("startTime"), end), _age(obj, now), *_template(obj)]
 
 
 def _service(obj: Object, now: float) -> Row:
     spec = obj["spec"]
-    ports = ",".join(f"{p['port']}/{p.get('protocol', 'TCP')}" for p in spec.get("ports", ())) or "<none>"
-    return [spec.get("type"), spec.get("clusterIP", "<none>"), "<none>", ports, _age(obj, now)]
+    ports = ",".join(f"{p['port']}/{p.get('protocol', 'TCP')}" for p in spec.get("ports", ())) or _NONE
+    selector = selector_text({"matchLabels": spec.get("selector") or {}}) or _NONE
+    return [spec.get("type"), spec.get("clusterIP", _NONE), _NONE, ports, _age(obj, now), selector]
 
 
 def _node(obj: Object, now: float) -> Row:
-    conditions = {c["type"]: c["status"] for c in obj.get("status", {}).get("conditions", ())}
+    status = obj.get("status", {})
+    conditions = {c["type"]: c["status"] for c in status.get("conditions", ())}
     state = {"True": "Ready", "False": "NotReady"}.get(conditions.get("Ready", ""), "Unknown")
-    if obj["spec"].get("unschedulable"):
+    if obj.get("spec", {}).get("unschedulable"):
         state += ",SchedulingDisabled"
-    version = obj.get("status", {}).get("nodeInfo", {}).get("kubeletVersion", "")
-    return [state, "<none>", _age(obj, now), version]
+    labels = obj["metadata"].get("labels", {})
+    roles = ",".join(sorted(n.partition("/")[2] for n in labels if n.startswith("node-role.kubernetes.io/"))) or _NONE
+    info = status.get("nodeInfo", {})
+    addresses = {each["type"]: each["address"] for each in status.get("addresses", ())}
+    wide = [addresses.get("InternalIP", _NONE), addresses.get("ExternalIP", _NONE)]
+    wide += [info.get(name) or "<unknown>" for name in ("osImage", "kernelVersion", "containerRuntimeVersion")]
+    return [state, roles, _age(obj, now), info.get("kubeletVersion", ""), *wide]
 
 
 def _event(obj: Object, now: float) -> Row:
@@ -112,7 +134,7 @@ def _lease(obj: Object, now: float) -> Row:
 
 
 def _route(obj: Object, now: float) -> Row:
-    return [obj["spec"].get("hostnames"), _age(obj, now)]
+    return [printed.text(obj["spec"].get("hostnames")), _age(obj, now)]
 
 
 def _gateway(obj: Object, now: float) -> Row:
@@ -140,18 +162,29 @@ def _budget(obj: Object, now: float) -> Row:
     return [*limits, status.get("disruptionsAllowed", 0), _age(obj, now)]
 
 
+def _slice(obj: Object, now: float) -> Row:
+    ports = ",".join(str(port.get("port", "*")) for port in obj.get("ports", ())) or "<unset>"
+    addresses = [address for each in obj.get("endpoints", ()) for address in each.get("addresses", ())]
+    shown = ",".join(addresses[:3]) + (f" + {len(addresses) - 3} more..." if len(addresses) > 3 else "")
+    return [obj.get("addressType"), ports, shown or "<unset>", _age(obj, now)]
+
+
+def _created(obj: Object, _: float) -> Row:
+    return [obj["metadata"].get("creationTimestamp")]
+
+
 def _other(obj: Object, now: float) -> Row:
     return [_age(obj, now)]
 
 
 # Resource → the columns after Name, and what fills them; a "+" column shows with -o wide only.
 _TABLES: dict[str, tuple[str, Callable[[Object, float], Row]]] = {
-    "pods": ("Ready Status Restarts Age +IP +Node", _pod),
-    "deployments": ("Ready Up-to-date Available Age", _deployment),
-    "replicasets": ("Desired Current Ready Age", _replica_set),
-    "jobs": ("Status Completions Duration Age", _job),
-    "services": ("Type Cluster-IP External-IP Port(s) Age", _service),
-    "nodes": ("Status Roles Age Version", _node),
+    "pods": ("Ready Status Restarts Age +IP +Node +Nominated_Node +Readiness_Gates", _pod),
+    "deployments": ("Ready Up-to-date Available Age +Containers +Images +Selector", _deployment),
+    "replicasets": ("Desired Current Ready Age +Containers +Images +Selector", _replica_set),
+    "jobs": ("Status Completions Duration Age +Containers +Images +Selector", _job),
+    "services": ("Type Cluster-IP External-IP Port(s) Age +Selector", _service),
+    "nodes": ("Status Roles Age Version +Internal-IP +External-IP +OS-Image +Kernel-Version +Container-Runtime", _node),
     "configmaps": ("Data Age", _data),
     "secrets": ("Type Data Age", _secret),
     "leases": ("Holder Age", _lease),
@@ -159,6 +192,10 @@ _TABLES: dict[str, tuple[str, Callable[[Object, float], Row]]] = {
     "gateways": ("Class Address Programmed Age", _gateway),
     "namespaces": ("Status Age", _namespace),
     "horizontalpodautoscalers": ("Reference Targets MinPods MaxPods Replicas Age", _autoscaler),
+    "endpointslices": ("AddressType Ports Endpoints Age", _slice),
+    "customresourcedefinitions": ("Created_At", _created),
+    "roles": ("Created_At", _created),
+    "clusterroles": ("Created_At", _created),
     "poddisruptionbudgets": ("Min_Available Max_Unavailable Allowed_Disruptions Age", _budget),
 }
 _EVENTS = ("Last_Seen", "Type", "Reason", "Object", "Message")

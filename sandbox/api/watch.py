@@ -12,7 +12,10 @@ from .store import Change, Entry, Store
 
 
 class Watch:
-    """The events that one client is to get, encoded as lines; `pending` fills as things change."""
+    """The events that one client is to get, encoded as lines; `pending` fills as things change.
+
+    `encode` writes an object otherwise than as it is: as a row of a table.
+    """
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class Watch:
         name: str,
         query: dict[str, str],
         on_event: Callable[[], None] = lambda: None,
+        encode: Callable[[Entry], bytes] | None = None,
     ) -> None:
         self._store = store
         self._resource = resource
@@ -32,6 +36,7 @@ class Watch:
         self.bookmarks = query.get("allowWatchBookmarks") in ("1", "true")
         self.pending: deque[bytes] = deque()
         self._on_event = on_event
+        self._encode = encode
         self._after = 0
         self.expired = False
         self._begin(query)
@@ -97,5 +102,6 @@ class Watch:
             self._push("DELETED", change.entry)
 
     def _push(self, type_: str, entry: Entry) -> None:
-        self.pending.append(b'{"type":"' + type_.encode() + b'","object":' + entry.json + b"}\n")
+        body = self._encode(entry) if self._encode else entry.json
+        self.pending.append(b'{"type":"' + type_.encode() + b'","object":' + body + b"}\n")
         self._on_event()

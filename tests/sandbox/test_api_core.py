@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from sandbox.api import Api, ApiError, LocalClient, Request
-from sandbox.api.patch import APPLY, STRATEGIC
+from sandbox.api.patch import APPLY, MERGE, STRATEGIC
 from sandbox.api.quantities import canonical
 from sandbox.api.watch import Watch
 from sandbox.clock import VirtualClock
+from sandbox.controllers import Manager
 
 NS = "inference"
 
@@ -423,3 +424,69 @@ def test_a_watch_from_before_the_history_is_expired_and_one_from_its_edge_is_not
     assert (event["object"]["code"], event["object"]["reason"]) == (410, "Expired")
     assert event["object"]["message"] == f"too old resource version: {before - 1} ({before})"
     assert expired.expired
+
+
+@pytest.mark.parametrize(("policy", "left"), [("Background", 0), ("Foreground", 0), ("Orphan", 1)])
+def test_a_deletions_policy_says_what_happens_to_dependents(
+    api: Api, client: LocalClient, clock: VirtualClock, policy: str, left: int
+) -> None:
+    manager = Manager(api, clock)
+    client.create("deployments", deployment())
+    manager.settle()
+    (owned,) = client.list("replicasets", NS)
+    options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy}
+    answer = call(api, "DELETE", f"/apis/apps/v1/namespaces/{NS}/deployments/web", options)
+    assert answer.status == 200
+    if policy == "Foreground":
+        # It stays, marked, until its dependents are gone.
+        assert answer.json()["metadata"]["finalizers"] == ["foregroundDeletion"]
+    manager.settle()
+    assert client.list("deployments", NS) == []
+    remaining = client.list("replicasets", NS)
+    assert [each["metadata"]["uid"] for each in remaining] == [owned["metadata"]["uid"]] * left
+    assert all("ownerReferences" not in each["metadata"] for each in remaining)
+
+
+def test_a_deletion_of_another_object_with_the_same_name_is_a_conflict(api: Api, client: LocalClient) -> None:
+    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
+    path = f"/api/v1/namespaces/{NS}/configmaps/a"
+    for wrong in ({"uid": "another"}, {"resourceVersion": "1"}):
+        assert call(api, "DELETE", path, {"preconditions": wrong}).status == 409
+    right = {"uid": made["metadata"]["uid"], "resourceVersion": made["metadata"]["resourceVersion"]}
+    assert call(api, "DELETE", path, {"preconditions": right}).status == 200
+
+
+def test_a_role_allows_its_verbs_subresources_and_names_and_nothing_else(api: Api, client: LocalClient) -> None:
+    user = "system:serviceaccount:inference:worker"
+    rules = [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["mine"], "verbs": ["get"]},
+        {"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["patch"]},
+    ]
+    meta = {"name": "worker", "namespace": NS}
+    client.create("roles", {"metadata": meta, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "worker", "namespace": NS}
+    client.create(
+        "rolebindings", {"metadata": meta, "roleRef": {"kind": "Role", "name": "worker"}, "subjects": [subject]}
+    )
+    client.create("deployments", deployment())
+    for name in ("mine", "yours"):
+        client.create("configmaps", {"metadata": {"name": name, "namespace": NS}})
+
+    def status(method: str, path: str, kind: str = "application/json") -> int:
+        body = b'{"spec":{"replicas":0}}' if method == "PATCH" else b""
+        return api.handle(Request(method, path, {}, {"content-type": kind}, body, user)).status
+
+    maps, web = f"/api/v1/namespaces/{NS}/configmaps", f"/apis/apps/v1/namespaces/{NS}/deployments/web"
+    assert [status("GET", f"{maps}/{name}") for name in ("mine", "yours")] == [200, 403]
+    assert status("GET", maps) == 403
+    assert status("PATCH", f"{web}/scale", MERGE) == 200
+    assert status("PATCH", web, MERGE) == 403
+    assert status("GET", "/api/v1/namespaces/other/configmaps/mine") == 403
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json-patch", "text/plain", ""])
+def test_a_patch_of_no_known_type_is_unsupported(api: Api, client: LocalClient, kind: str) -> None:
+    client.create("deployments", deployment())
+    response = call(api, "PATCH", f"/apis/apps/v1/namespaces/{NS}/deployments/web", {}, kind)
+    assert (response.status, response.json()["reason"]) == (415, "UnsupportedMediaType")
+    assert "application/strategic-merge-patch+json" in response.json()["message"]

@@ -3,163 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import json
-import os
-import shutil
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes import client as kubernetes_client
+from served_api import DEPLOYMENT, TOKENS, Cluster, add_pod, needs_kubectl, run_pod, serving, until
 
-from sandbox.api import Api, LocalClient
-from sandbox.api.http import Server, serve
-from sandbox.clock import SystemClock
-from sandbox.controllers import Manager
-from sandbox.kube import KubeClient, KubeError
-
-TOKENS = {"all": "admin", "none": "system:serviceaccount:inference:nobody"}
-KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
-DEPLOYMENT = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": "web", "namespace": "inference"},
-    "spec": {
-        "replicas": 2,
-        "selector": {"matchLabels": {"app": "web"}},
-        "template": {
-            "metadata": {"labels": {"app": "web"}},
-            "spec": {"containers": [{"name": "main", "image": "web:1", "ports": [{"containerPort": 8000}]}]},
-        },
-    },
-}
-
-
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Write a self-signed certificate for 127.0.0.1, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sandbox")])
-    now = datetime.datetime.now(datetime.UTC)
-    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(addresses, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    certificate_file, key_file = directory / "ca.crt", directory / "ca.key"
-    certificate_file.write_bytes(certificate.public_bytes(pem))
-    key_file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    return certificate_file, key_file
-
-
-@dataclass
-class Cluster:
-    """A served API with its controllers."""
-
-    api: Api
-    local: LocalClient
-    server: Server
-    url: str
-    ca: Path
-    directory: Path
-
-    def client(self, token: str | None = "all") -> KubeClient:
-        return KubeClient(self.url, str(self.ca), token)
-
-    async def kubectl(self, *arguments: str, stdin: str = "") -> tuple[int, str]:
-        """Run kubectl; return its exit code and what it wrote, errors included."""
-        config = self.directory / "kubeconfig"
-        if not config.exists():
-            context = {"cluster": "c", "user": "u", "namespace": "inference"}
-            cluster = {"server": self.url, "certificate-authority": str(self.ca)}
-            config.write_text(
-                json.dumps(
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Config",
-                        "clusters": [{"name": "c", "cluster": cluster}],
-                        "users": [{"name": "u", "user": {"token": "all"}}],
-                        "contexts": [{"name": "x", "context": context}],
-                        "current-context": "x",
-                    }
-                )
-            )
-        assert KUBECTL is not None
-        process = await asyncio.create_subprocess_exec(
-            KUBECTL,
-            f"--kubeconfig={config}",
-            f"--cache-dir={self.directory / 'cache'}",
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        out, _ = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
-        return process.returncode or 0, out.decode()
+from sandbox.api.http import serve
+from sandbox.kube import KubeError
 
 
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    certificate, key = make_certificate(tmp_path)
-    clock = SystemClock()
-    api = Api(clock)
-    logs = tmp_path / "pods"
-    logs.mkdir()
-    server = await serve(api, "127.0.0.1", 0, certificate, key, lambda token: TOKENS.get(token or ""), logs_dir=logs)
-    manager = Manager(api, clock)
-    running = asyncio.create_task(manager.run())
-    local = LocalClient(api)
-    local.create("namespaces", {"metadata": {"name": "inference"}})
-    yield Cluster(api, local, server, f"https://127.0.0.1:{server.port}", certificate, tmp_path)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await server.close()
-
-
-async def until(condition: object, what: str) -> None:
-    """Wait until a condition holds, by looking again and again."""
-    async with asyncio.timeout(20):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
-    assert condition(), what  # type: ignore[operator]
-
-
-def run_pod(cluster: Cluster, name: str, address: str = "127.0.0.1") -> None:
-    """Do what a node agent does when a pod's process is up and ready."""
-    pod = cluster.local.get("pods", "inference", name)
-    assert pod is not None
-    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    pod["status"] = {**pod["status"], "phase": "Running", "podIP": address}
-    pod["status"]["conditions"] = [*pod["status"].get("conditions", []), ready]
-    cluster.local.update("pods", pod, "status")
-
-
-def add_pod(cluster: Cluster, name: str, port: int) -> None:
-    container = {"name": "main", "image": "web:1", "ports": [{"containerPort": port, "name": "http"}]}
-    spec = {"containers": [container], "nodeName": "n1"}
-    if cluster.local.get("nodes", None, "n1") is None:
-        cluster.local.create("nodes", {"metadata": {"name": "n1"}})
-    cluster.local.create("pods", {"metadata": {"name": name, "namespace": "inference"}, "spec": spec})
-    run_pod(cluster, name)
+    async with serving(tmp_path) as cluster:
+        yield cluster
 
 
 async def test_a_wrong_token_is_refused_as_recorded(cluster: Cluster) -> None:
@@ -320,6 +182,32 @@ async def test_the_pod_proxy_passes_method_body_query_and_status_on(cluster: Clu
         async with session.get(f"{base}/p:http/proxy/metrics") as named:
             assert (await named.json())["path"] == "/metrics"
     assert got == {"method": "POST", "path": "/v1/a%20b?x=1&y", "body": "hello", "authorization": ""}
+    await runner.cleanup()
+
+
+async def test_the_pod_proxy_passes_a_streamed_answer_on_chunk_by_chunk(cluster: Cluster) -> None:
+    read = asyncio.Semaphore(0)
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        wanted = (await request.json())["max_tokens"]
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for number in range(wanted):
+            await response.write(f"data: {number}\n\n".encode())
+            await read.acquire()  # not another one before the client has this one
+        await response.write_eof()
+        return response
+
+    runner, port = await start_pod_process(stream)
+    add_pod(cluster, "p", port)
+    url = f"{cluster.url}/api/v1/namespaces/inference/pods/p:{port}/proxy/v1/completions"
+    async with cluster.client() as client, client._open().post(url, json={"max_tokens": 5}) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        for number in range(5):
+            assert await answer.content.readuntil(b"\n\n") == f"data: {number}\n\n".encode()
+            read.release()
+        assert await answer.read() == b""
     await runner.cleanup()
 
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-
-from sandbox.api.times import seconds
-from tests.sandbox.recorded_cluster import (
+from recorded_cluster import (
     CAUGHT,
     RECORDINGS,
     TOKENS,
@@ -21,6 +19,8 @@ from tests.sandbox.recorded_cluster import (
     comparable,
     settled,
 )
+
+from sandbox.api.times import seconds
 
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recordings of ../shared are not on this machine")
 one_loop = pytest.mark.asyncio(loop_scope="module")
