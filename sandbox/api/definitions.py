@@ -18,7 +18,7 @@ _BY_KIND = {(r.api_version, r.kind): r for r in RESOURCES}
 _SCALE = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Definition:
     """The version of a CustomResourceDefinition that is served: the one that objects are stored in."""
 

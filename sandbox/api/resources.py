@@ -34,7 +34,7 @@ class Resource:
     generation: bool = False
     unconditional: bool = True
     upsert: bool = False
-    definition: Definition | None = field(default=None, compare=False, repr=False)
+    definition: Definition | None = field(default=None, repr=False)
     categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = (
         "create",

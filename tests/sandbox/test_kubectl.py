@@ -368,6 +368,10 @@ async def test_the_server_says_what_it_is_and_serves(shell: Shell) -> None:
     assert ("deployments", "deploy", "apps/v1", "true", "Deployment") in listed
     assert ("httproutes", "gateway.networking.k8s.io/v1", "true", "HTTPRoute") in listed
     assert await shell.run("get --raw /readyz") == "ok"
+    explained = await shell.run("explain deployment.spec.strategy")
+    assert "FIELD: strategy <DeploymentStrategy>" in explained
+    assert "rollingUpdate\t<RollingUpdateDeployment>" in explained
+    assert "FIELD: weight <integer>" in await shell.run("explain httproute.spec.rules.backendRefs.weight")
     assert await shell.run("cordon n1") == "node/n1 cordoned\n"
     assert rows(await shell.run("get nodes"))[1][1] == "Ready,SchedulingDisabled"
     await shell.run("uncordon n1")
