@@ -194,6 +194,7 @@ class RecordedCluster:
         self.clock = VirtualClock(seconds(RECORDED_AT))
         self.api = Api(self.clock)
         self.twins = Twins()
+        self.replayed = 0
         self._server: Server | None = None
         self._session: aiohttp.ClientSession | None = None
 
