@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
+from api_objects import NS, bound_pod, call, deployment, route
 
 from sandbox.api import Api, ApiError, LocalClient, Request
 from sandbox.api.patch import APPLY, MERGE, STRATEGIC
 from sandbox.api.quantities import canonical
-from sandbox.api.watch import Watch
 from sandbox.clock import VirtualClock
-from sandbox.controllers import Manager
-
-NS = "inference"
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
-def api(clock: VirtualClock) -> Api:
-    api = Api(clock)
-    LocalClient(api).create("namespaces", {"metadata": {"name": NS}})
-    return api
-
-
-@pytest.fixture
-def client(api: Api) -> LocalClient:
-    return LocalClient(api)
-
-
-def deployment(name: str = "web", **spec: Any) -> dict[str, Any]:
-    container = {"name": "main", "image": "web:1", "env": [{"name": "A", "value": "1"}]}
-    labels = {"app": name}
-    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
-    return {
-        "metadata": {"name": name, "namespace": NS},
-        "spec": {"selector": {"matchLabels": labels}, "template": template, **spec},
-    }
-
-
-def route(weight: int = 1) -> dict[str, Any]:
-    backend = {"name": "a", "port": 80, "weight": weight}
-    return {"metadata": {"name": "llm", "namespace": NS}, "spec": {"rules": [{"backendRefs": [backend]}]}}
-
-
-def call(api: Api, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-    text = b"" if body is None else json.dumps(body).encode()
-    return api.handle(Request(method, path, headers={"content-type": kind}, body=text))
 
 
 def test_a_put_without_resource_version_is_refused_for_a_custom_resource(client: LocalClient) -> None:
@@ -243,66 +202,6 @@ def test_an_apply_as_yaml_is_read(api: Api) -> None:
     assert (response.status, response.json()["data"]) == (201, {"k": "two\nlines\n"})
 
 
-def bound_pod(client: LocalClient, name: str = "p") -> dict[str, Any]:
-    spec = {"containers": [{"name": "main", "image": "web:1"}], "nodeName": "n1"}
-    return client.create("pods", {"metadata": {"name": name, "namespace": NS}, "spec": spec})
-
-
-def test_a_bound_pod_waits_for_its_node_agent(client: LocalClient, clock: VirtualClock) -> None:
-    bound_pod(client)
-    assert client.delete("pods", NS, "p") is False
-    marked = client.get("pods", NS, "p")
-    assert marked is not None
-    assert marked["metadata"]["deletionGracePeriodSeconds"] == 30
-    assert marked["metadata"]["deletionTimestamp"] == "2026-11-22T00:00:30Z"
-    clock.advance(10)
-    client.delete("pods", NS, "p", grace_period_s=60)  # a longer wait is not granted
-    assert client.get("pods", NS, "p") == marked
-    assert client.delete("pods", NS, "p", grace_period_s=0) is True
-    assert client.get("pods", NS, "p") is None
-
-
-def test_an_unbound_pod_goes_at_once(client: LocalClient) -> None:
-    spec = {"containers": [{"name": "main", "image": "web:1"}]}
-    client.create("pods", {"metadata": {"name": "p", "namespace": NS}, "spec": spec})
-    assert client.delete("pods", NS, "p") is True
-
-
-def test_a_finalizer_holds_an_object_until_it_is_taken_off(client: LocalClient) -> None:
-    meta = {"name": "a", "namespace": NS, "finalizers": ["example.com/hold"]}
-    client.create("configmaps", {"metadata": meta})
-    assert client.delete("configmaps", NS, "a") is False
-    client.patch("configmaps", NS, "a", {"metadata": {"finalizers": None}})
-    assert client.get("configmaps", NS, "a") is None
-
-
-def test_a_deletion_with_a_stale_resource_version_is_a_conflict(client: LocalClient) -> None:
-    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
-    client.patch("configmaps", NS, "a", {"data": {"k": "v"}})
-    stale = {"resourceVersion": made["metadata"]["resourceVersion"]}
-    with pytest.raises(ApiError) as refused:
-        client.delete("configmaps", NS, "a", preconditions=stale)
-    assert refused.value.code == 409
-
-
-def test_an_eviction_respects_the_disruption_budget(api: Api, client: LocalClient) -> None:
-    pod = bound_pod(client)
-    client.patch("pods", NS, "p", {"metadata": {"labels": {"app": "web"}}})
-    client.patch("pods", NS, "p", {"status": {"phase": "Running"}}, subresource="status")
-    spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}
-    client.create("poddisruptionbudgets", {"metadata": {"name": "b", "namespace": NS}, "spec": spec})
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}}
-    path = f"/api/v1/namespaces/{NS}/pods/p/eviction"
-    response = call(api, "POST", path, eviction)
-    assert (response.status, response.json()["reason"]) == (429, "TooManyRequests")
-    client.patch("poddisruptionbudgets", NS, "b", {"status": {"disruptionsAllowed": 1}}, subresource="status")
-    assert call(api, "POST", path, eviction).status == 201
-    evicted = client.get("pods", NS, "p")
-    assert evicted is not None
-    assert "deletionTimestamp" in evicted["metadata"]
-    assert evicted["metadata"]["uid"] == pod["metadata"]["uid"]
-
-
 def test_a_stale_scale_is_a_conflict(api: Api, client: LocalClient) -> None:
     client.create("deployments", deployment())
     path = f"/apis/apps/v1/namespaces/{NS}/deployments/web/scale"
@@ -331,24 +230,6 @@ def test_what_a_caller_does_to_an_object_does_not_reach_the_store(client: LocalC
     assert again["data"] == {"k": "v"}
 
 
-def test_a_watch_sees_objects_come_into_and_out_of_its_selection(api: Api, client: LocalClient) -> None:
-    query = {"labelSelector": "tier=gpu", "resourceVersion": str(api.store.version)}
-    watch = api.watch(Request("GET", f"/api/v1/namespaces/{NS}/configmaps", query), lambda: None)
-    client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
-    for tier in ("gpu", "tpu"):
-        client.patch("configmaps", NS, "a", {"metadata": {"labels": {"tier": tier}}})
-    assert [json.loads(line)["type"] for line in watch.pending] == ["ADDED", "DELETED"]
-
-
-def test_a_streaming_list_ends_with_its_bookmark(api: Api, client: LocalClient) -> None:
-    client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
-    query = {"sendInitialEvents": "true", "allowWatchBookmarks": "true", "resourceVersionMatch": "NotOlderThan"}
-    watch = api.watch(Request("GET", f"/api/v1/namespaces/{NS}/configmaps", query), lambda: None)
-    added, bookmark = (json.loads(line) for line in watch.pending)
-    assert added["type"] == "ADDED"
-    assert bookmark["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
-
-
 def test_pod_logs_and_proxy_go_through_what_is_injected(api: Api, client: LocalClient) -> None:
     bound_pod(client)
     api.pod_logs = lambda namespace, pod, container, query: f"{namespace}/{pod}/{container}".encode()
@@ -372,88 +253,6 @@ def test_two_runs_with_one_seed_draw_the_same_names() -> None:
         return client.create("namespaces", {"metadata": {"name": "x"}})["metadata"]["uid"]
 
     assert uid() == uid()
-
-
-def seen(watch: Watch) -> list[tuple[str, str]]:
-    """Return what a watch has brought so far: the type, and the object's name."""
-    events = [json.loads(line) for line in watch.pending]
-    return [(event["type"], event["object"].get("metadata", {}).get("name", "")) for event in events]
-
-
-def watch_from(api: Api, version: int | str) -> Watch:
-    query = {"resourceVersion": str(version), "allowWatchBookmarks": "true"}
-    return api.watch(Request("GET", "/api/v1/namespaces/inference/configmaps", query), lambda: None)
-
-
-def test_a_watch_that_was_cut_resumes_after_its_last_event_or_bookmark(api: Api, client: LocalClient) -> None:
-    def make(name: str) -> None:
-        client.create("configmaps", {"metadata": {"name": name, "namespace": "inference"}})
-
-    first = watch_from(api, api.store.version)
-    make("one")
-    first.close()
-    last = json.loads(first.pending[-1])["object"]["metadata"]["resourceVersion"]
-    make("two")
-    client.delete("configmaps", "inference", "one")
-    resumed = watch_from(api, last)
-    make("three")
-    assert seen(resumed) == [("ADDED", "two"), ("DELETED", "one"), ("ADDED", "three")]
-    # What other kinds do moves the version on; a bookmark tells, so that a quiet watch does not grow too old.
-    client.create("secrets", {"metadata": {"name": "s", "namespace": "inference"}})
-    resumed.bookmark()
-    marked = json.loads(resumed.pending[-1])
-    assert marked["type"] == "BOOKMARK"
-    assert set(marked["object"]) == {"kind", "apiVersion", "metadata"}
-    assert seen(watch_from(api, marked["object"]["metadata"]["resourceVersion"])) == []
-
-
-def test_a_watch_from_before_the_history_is_expired_and_one_from_its_edge_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("sandbox.api.store.HISTORY", 3)
-    api = Api(VirtualClock())
-    client = LocalClient(api)
-    client.create("namespaces", {"metadata": {"name": "inference"}})
-    before = api.store.version
-    for name in ("a", "b", "c"):
-        client.create("configmaps", {"metadata": {"name": name, "namespace": "inference"}})
-    assert seen(watch_from(api, before)) == [("ADDED", "a"), ("ADDED", "b"), ("ADDED", "c")]
-    expired = watch_from(api, before - 1)
-    (event,) = [json.loads(line) for line in expired.pending]
-    assert event["type"] == "ERROR"
-    assert (event["object"]["code"], event["object"]["reason"]) == (410, "Expired")
-    assert event["object"]["message"] == f"too old resource version: {before - 1} ({before})"
-    assert expired.expired
-
-
-@pytest.mark.parametrize(("policy", "left"), [("Background", 0), ("Foreground", 0), ("Orphan", 1)])
-def test_a_deletions_policy_says_what_happens_to_dependents(
-    api: Api, client: LocalClient, clock: VirtualClock, policy: str, left: int
-) -> None:
-    manager = Manager(api, clock)
-    client.create("deployments", deployment())
-    manager.settle()
-    (owned,) = client.list("replicasets", NS)
-    options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy}
-    answer = call(api, "DELETE", f"/apis/apps/v1/namespaces/{NS}/deployments/web", options)
-    assert answer.status == 200
-    if policy == "Foreground":
-        # It stays, marked, until its dependents are gone.
-        assert answer.json()["metadata"]["finalizers"] == ["foregroundDeletion"]
-    manager.settle()
-    assert client.list("deployments", NS) == []
-    remaining = client.list("replicasets", NS)
-    assert [each["metadata"]["uid"] for each in remaining] == [owned["metadata"]["uid"]] * left
-    assert all("ownerReferences" not in each["metadata"] for each in remaining)
-
-
-def test_a_deletion_of_another_object_with_the_same_name_is_a_conflict(api: Api, client: LocalClient) -> None:
-    made = client.create("configmaps", {"metadata": {"name": "a", "namespace": NS}})
-    path = f"/api/v1/namespaces/{NS}/configmaps/a"
-    for wrong in ({"uid": "another"}, {"resourceVersion": "1"}):
-        assert call(api, "DELETE", path, {"preconditions": wrong}).status == 409
-    right = {"uid": made["metadata"]["uid"], "resourceVersion": made["metadata"]["resourceVersion"]}
-    assert call(api, "DELETE", path, {"preconditions": right}).status == 200
 
 
 def test_a_role_allows_its_verbs_subresources_and_names_and_nothing_else(api: Api, client: LocalClient) -> None:

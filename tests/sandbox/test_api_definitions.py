@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from definition_world import DEFINITIONS, World
 
-from sandbox.api import Api, ApiError, LocalClient, Request
-from sandbox.api import crds as built_in
+from sandbox.api import ApiError, Request
 from sandbox.api.definitions import Definition, resource_of
 from sandbox.api.patch import APPLY, MERGE, STRATEGIC
-from sandbox.api.schema import Schema
-from sandbox.clock import VirtualClock
-from sandbox.controllers import Manager
 
-CRDS = Path(__file__).resolve().parents[3] / "shared" / "crds"
-FILES = sorted(CRDS.glob("*.yaml"))
-needs_crds = pytest.mark.skipif(not FILES, reason="the definitions of ../shared are not on this machine")
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-GATEWAY = "/apis/gateway.networking.k8s.io/v1"
-ROUTES = f"{GATEWAY}/namespaces/inference/httproutes"
-POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/inference/inferencepools"
 # One of everything that a structural schema can ask for.
 SPEC = {
     "type": "object",
@@ -83,35 +71,13 @@ def definition() -> dict[str, Any]:
     }
 
 
-class World:
-    """An API with its controllers, and short ways to call it."""
-
-    def __init__(self) -> None:
-        self.clock = VirtualClock()
-        self.api = Api(self.clock)
-        self.manager = Manager(self.api, self.clock)
-        LocalClient(self.api).create("namespaces", {"metadata": {"name": "inference"}})
-
-    def send(self, method: str, path: str, body: Any = None, kind: str = "application/json", **query: str) -> Any:
-        """Send a request; return its answer, or raise its refusal."""
-        data = b"" if body is None else json.dumps(body).encode()
-        response = self.api.handle(Request(method, path, query, {"content-type": kind}, data))
-        answer = response.json() if response.body.startswith(b"{") else {"message": response.body.decode()}
-        if response.status >= 400:
-            raise ApiError(response.status, answer.get("reason", ""), answer["message"], answer.get("details"))
-        self.manager.settle()
-        return answer
-
-    def install(self, file: Path) -> None:
-        self.send("POST", DEFINITIONS, yaml.load(file.read_text(), Loader=yaml.CSafeLoader))
-
-    def refusal(self, spec: dict[str, Any]) -> list[str]:
-        """Return what is wrong with a widget: field and message of each cause."""
-        with pytest.raises(ApiError) as refused:
-            self.send("POST", WIDGETS, {"metadata": {"name": "w"}, "spec": spec})
-        assert refused.value.code == 422
-        assert refused.value.details is not None
-        return [f"{cause['field']}: {cause['message']}" for cause in refused.value.details["causes"]]
+def refusal(world: World, spec: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a widget: field and message of each cause."""
+    with pytest.raises(ApiError) as refused:
+        world.send("POST", WIDGETS, {"metadata": {"name": "w"}, "spec": spec})
+    assert refused.value.code == 422
+    assert refused.value.details is not None
+    return [f"{cause['field']}: {cause['message']}" for cause in refused.value.details["causes"]]
 
 
 @pytest.fixture
@@ -190,7 +156,7 @@ def test_what_the_schema_does_not_know_is_pruned_and_what_it_sets_is_filled_in(w
 def test_a_value_outside_its_schema_is_refused_in_the_servers_words(
     world: World, spec: dict[str, Any], wrong: list[str]
 ) -> None:
-    assert world.refusal(spec) == wrong
+    assert refusal(world, spec) == wrong
 
 
 @pytest.mark.parametrize(
@@ -217,13 +183,13 @@ def test_a_value_outside_its_schema_is_refused_in_the_servers_words(
 def test_no_rule_is_asked_about_an_object_that_lacks_what_rules_read(
     world: World, spec: dict[str, Any], wrong: str
 ) -> None:
-    first, rest = world.refusal(spec)
+    first, rest = refusal(world, spec)
     assert first == wrong
     assert rest.startswith("<nil>: Invalid value: null: some validation rules were not checked")
 
 
 def test_a_wrong_type_is_refused_with_the_type_that_was_found(world: World) -> None:
-    assert world.refusal({"size": "three"}) == [
+    assert refusal(world, {"size": "three"}) == [
         'spec.size: Invalid value: "string": spec.size in body must be of type integer: "string"'
     ]
 
@@ -316,86 +282,3 @@ def test_a_rule_with_a_function_that_only_kubernetes_has_is_left_out_and_listed(
     assert isinstance(found, Definition)
     assert found.check({"spec": {"size": 1}}, None) == []
     assert found.rules.skipped == ["quantity('1').isLessThan(quantity('2'))"]
-
-
-@needs_crds
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem.partition("_")[2])
-def test_published_definitions_are_applied_twice_without_a_change(file: Path) -> None:
-    world = World()
-    body = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
-    path = f"{DEFINITIONS}/{body['metadata']['name']}"
-    world.send("PATCH", path, body, APPLY, fieldManager="kubectl")
-    first = world.send("GET", path)["metadata"]["resourceVersion"]
-    assert world.send("PATCH", path, body, APPLY, fieldManager="kubectl")["metadata"]["resourceVersion"] == first
-    installed = next(iter(world.api.registry.installed.values()))
-    assert installed.definition is not None
-    assert installed.definition.rules.skipped == []
-
-
-@needs_crds
-def test_a_route_is_held_to_the_published_rules() -> None:
-    world = World()
-    world.install(CRDS / "gateway.networking.k8s.io_httproutes.yaml")
-
-    def refused(rule: dict[str, Any]) -> str:
-        with pytest.raises(ApiError) as error:
-            world.send("POST", ROUTES, {"metadata": {"name": "r"}, "spec": {"rules": [rule]}})
-        return error.value.message
-
-    assert "Must have port for Service reference" in refused({"backendRefs": [{"name": "a"}]})
-    redirect = {"type": "RequestRedirect", "requestRedirect": {"hostname": "b.example"}}
-    assert "RequestRedirect filter must not be used together with backendRefs" in (
-        refused({"filters": [redirect], "backendRefs": [{"name": "a", "port": 80}]})
-    )
-    assert "supported values" in refused({"matches": [{"path": {"type": "Glob", "value": "/"}}]})
-    made = world.send(
-        "POST", ROUTES, {"metadata": {"name": "r"}, "spec": {"rules": [{"backendRefs": [{"name": "a", "port": 80}]}]}}
-    )
-    backend = {"group": "", "kind": "Service", "weight": 1, "name": "a", "port": 80}
-    assert made["spec"]["rules"] == [
-        {"backendRefs": [backend], "matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}
-    ]
-
-
-@needs_crds
-def test_an_inference_pool_is_held_to_its_published_schema() -> None:
-    world = World()
-    world.install(CRDS / "inference.networking.k8s.io_inferencepools.yaml")
-    with pytest.raises(ApiError) as refused:
-        world.send("POST", POOLS, {"metadata": {"name": "p"}, "spec": {}})
-    assert "[spec.selector: Required value, spec.targetPorts: Required value" in refused.value.message
-    spec = {"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": [{"number": 8000}]}
-    picker = {"name": "epp", "port": {"number": 9002}}
-    made = world.send("POST", POOLS, {"metadata": {"name": "p"}, "spec": {**spec, "endpointPickerRef": picker}})
-    assert made["spec"]["endpointPickerRef"]["failureMode"] == "FailClose"
-
-
-def differences(ours: Schema, theirs: Schema, path: str) -> list[str]:
-    """Say where a built-in table departs from the published schema; it may leave a part of it open."""
-    if ours.type == "any" or path.endswith("metadata"):
-        return []
-    kinds = {ours.type, theirs.type}
-    if len(kinds) > 1 and kinds != {"time", "string"}:
-        return [f"{path}: {ours.type}, published {theirs.type}"]
-    found = [
-        f"{path}.{what}: {getattr(ours, what)!r}, published {getattr(theirs, what)!r}"
-        for what in ("default", "keys", "atomic", "is_set")
-        if getattr(ours, what) != getattr(theirs, what)
-    ]
-    if ours.type in ("list", "map"):
-        return found + differences(ours.item, theirs.item, f"{path}[]")
-    unequal = ours.fields.keys() ^ theirs.fields.keys() if ours.type == "object" else ()
-    found += [f"{path}.{name}: {'not published' if name in ours.fields else 'missing'}" for name in sorted(unequal)]
-    for name in ours.fields.keys() & theirs.fields.keys():
-        found += differences(ours.fields[name], theirs.fields[name], f"{path}.{name}")
-    return found
-
-
-@needs_crds
-@pytest.mark.parametrize("kind", ["HTTPRoute", "Gateway", "GatewayClass", "InferencePool"])
-def test_the_kinds_that_are_built_in_have_the_published_types_and_defaults(kind: str) -> None:
-    published = [yaml.load(file.read_text(), Loader=yaml.CSafeLoader) for file in FILES]
-    (found,) = [each for each in published if each["spec"]["names"]["kind"] == kind]
-    definition = resource_of(found).definition
-    assert definition is not None
-    assert differences(built_in.custom(kind), definition.schema, kind) == []

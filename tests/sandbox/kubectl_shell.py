@@ -1,0 +1,86 @@
+"""Run kubectl in a namespace of its own, and read what it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from served_api import DEPLOYMENT, Cluster
+
+NODE = {
+    "metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/worker": ""}},
+    "spec": {},
+    "status": {
+        "capacity": {"cpu": "64", "memory": "64Gi", "pods": "110"},
+        "allocatable": {"cpu": "64", "memory": "64Gi", "pods": "110"},
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+        "nodeInfo": {"kubeletVersion": "v1.36.0", "osImage": "test"},
+    },
+}
+
+
+@dataclass
+class Shell:
+    """kubectl in a namespace of its own."""
+
+    cluster: Cluster
+    namespace: str
+
+    async def run(self, line: str, *more: str, stdin: Any = None) -> str:
+        """Run a command that must succeed; return what it wrote."""
+        code, out = await self._run(line, more, stdin)
+        assert code == 0, f"kubectl {line}: {out}"
+        return out
+
+    async def fails(self, line: str, *more: str, stdin: Any = None) -> str:
+        """Run a command that must fail; return what it wrote."""
+        code, out = await self._run(line, more, stdin)
+        assert code != 0, f"kubectl {line}: {out}"
+        return out
+
+    async def _run(self, line: str, more: tuple[str, ...], stdin: Any) -> tuple[int, str]:
+        text = stdin if isinstance(stdin, str) else json.dumps(stdin)
+        return await self.cluster.kubectl(f"--namespace={self.namespace}", *line.split(), *more, stdin=text)
+
+    async def rolled_out(self, **changes: Any) -> None:
+        """Create the deployment `web`, and wait until its pods are ready."""
+        await self.run("create -f -", stdin=deployment(**changes))
+        await self.run("rollout status deployment/web --timeout=20s")
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.cluster.local.list("pods", self.namespace)
+
+    def get(self, resource: str, name: str) -> dict[str, Any]:
+        obj = self.cluster.local.get(resource, self.namespace, name)
+        assert obj is not None
+        return obj
+
+
+def deployment(image: str = "web:1", replicas: int = 2) -> dict[str, Any]:
+    made = copy.deepcopy(DEPLOYMENT)
+    del made["metadata"]["namespace"]
+    made["spec"]["replicas"] = replicas
+    made["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    return made
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def rows(table: str) -> list[list[str]]:
+    return [line.split() for line in table.splitlines()]
+
+
+async def next_line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    process.terminate()
+    await process.wait()
