@@ -94,10 +94,14 @@ class Api:
         resource = route.resource
 
         def row(entry: Entry) -> bytes:
-            return dumps(tables.table(resource, [entry], entry.version, self.clock.now()))
+            return self._table(request, resource, [entry], entry.version)
 
         encode = row if tables.wanted(request) else None
         return Watch(self.store, resource, route.namespace, route.name, request.query, on_event, encode)
+
+    def _table(self, request: Request, resource: Resource, entries: list[Entry], version: int) -> bytes:
+        whole = request.query.get("includeObject") == "Object"
+        return dumps(tables.table(resource, entries, version, self.clock.now(), whole))
 
     def authorize(self, request: Request, route: Route) -> None:
         """Refuse with 403 what RBAC does not allow."""
@@ -142,7 +146,7 @@ class Api:
     def _get(self, request: Request, route: Route) -> Response:
         entry = self.entry(route)
         if tables.wanted(request):
-            return _ok(dumps(tables.table(route.resource, [entry], self.store.version, self.clock.now())))
+            return _ok(self._table(request, route.resource, [entry], self.store.version))
         return _ok(entry.json)
 
     def select(self, resource: Resource, namespace: str, query: dict[str, str]) -> list[Entry]:
@@ -160,7 +164,7 @@ class Api:
         resource = route.resource
         entries = self.select(resource, route.namespace, request.query)
         if tables.wanted(request):
-            return _ok(dumps(tables.table(resource, entries, self.store.version, self.clock.now())))
+            return _ok(self._table(request, resource, entries, self.store.version))
         head = {
             "kind": f"{resource.kind}List",
             "apiVersion": resource.api_version,

@@ -5,12 +5,14 @@ The field numbers are those of the API's published .proto files; the fields are 
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from .messages import Object
 
 MAGIC = b"k8s\0"
-_TEXT, _BYTES, _FLAG, _MAP = "text", "bytes", "flag", "map"
+_TEXT, _BYTES, _FLAG, _NUMBER, _MAP, _BINARIES = "text", "bytes", "flag", "number", "map", "binaries"
+_LIST = "list of "
 
 _META = {1: ("name", _TEXT), 2: ("generateName", _TEXT), 3: ("namespace", _TEXT)}
 _META |= {11: ("labels", _MAP), 12: ("annotations", _MAP)}
@@ -22,6 +24,22 @@ _MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "Namespace": {1: ("metadata", "Meta")},
     "ServiceAccount": {1: ("metadata", "Meta")},
     "ConfigMap": {1: ("metadata", "Meta"), 2: ("data", _MAP), 4: ("immutable", _FLAG)},
+    "Secret": {1: ("metadata", "Meta"), 2: ("data", _BINARIES), 3: ("type", _TEXT), 5: ("immutable", _FLAG)},
+    "Deployment": {1: ("metadata", "Meta"), 2: ("spec", "DeploymentSpec")},
+    "DeploymentSpec": {1: ("replicas", _NUMBER), 2: ("selector", "Selector"), 3: ("template", "Template")},
+    "Job": {1: ("metadata", "Meta"), 2: ("spec", "JobSpec")},
+    "JobSpec": {6: ("template", "Template")},
+    "Selector": {1: ("matchLabels", _MAP)},
+    "Template": {1: ("metadata", "Meta"), 2: ("spec", "PodSpec")},
+    "PodSpec": {2: ("containers", _LIST + "Container"), 3: ("restartPolicy", _TEXT)},
+    "Container": {
+        1: ("name", _TEXT),
+        2: ("image", _TEXT),
+        3: ("command", _LIST + _TEXT),
+        4: ("args", _LIST + _TEXT),
+        6: ("ports", _LIST + "Port"),
+    },
+    "Port": {1: ("name", _TEXT), 3: ("containerPort", _NUMBER), 4: ("protocol", _TEXT)},
     "SelfSubjectAccessReview": {1: ("metadata", "Meta"), 2: ("spec", "AccessSpec")},
     "AccessSpec": {1: ("resourceAttributes", "ResourceAttributes"), 2: ("nonResourceAttributes", "PathAttributes")},
     "ResourceAttributes": {number: (name, _TEXT) for number, name in _RESOURCE.items()},
@@ -30,7 +48,9 @@ _MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "RulesSpec": {1: ("namespace", _TEXT)},
     "SelfSubjectReview": {1: ("metadata", "Meta")},
     "Entry": {1: ("key", _TEXT), 2: ("value", _TEXT)},
+    "BinaryEntry": {1: ("key", _TEXT), 2: ("value", _BYTES)},
 }
+_KINDS = frozenset(name for name, fields in _MESSAGES.items() if fields.get(1) == ("metadata", "Meta"))
 
 
 def decode(body: bytes) -> Object | None:
@@ -39,7 +59,7 @@ def decode(body: bytes) -> Object | None:
         return None
     envelope = _message("Envelope", body[len(MAGIC) :])
     kind = envelope.get("type", {}).get("kind", "")
-    if kind not in _MESSAGES:
+    if kind not in _KINDS:
         return None
     return {**envelope["type"], **_message(kind, envelope.get("raw", b""))}
 
@@ -58,17 +78,22 @@ def _message(name: str, data: bytes) -> Object:
 
 
 def _put(out: Object, name: str, kind: str, value: Any) -> None:
-    if kind == _MAP:
-        entry = _message("Entry", value)
-        out.setdefault(name, {})[entry.get("key", "")] = entry.get("value", "")
-    elif kind == _TEXT:
-        # Go writes every string, also those that are not set.
-        if value:
-            out[name] = value.decode()
-    elif kind in (_BYTES, _FLAG):
-        out[name] = bool(value) if kind == _FLAG else value
-    else:
-        out[name] = _message(kind, value)
+    if kind in (_MAP, _BINARIES):
+        entry = _message("Entry" if kind == _MAP else "BinaryEntry", value)
+        text = entry.get("value", "" if kind == _MAP else b"")
+        out.setdefault(name, {})[entry.get("key", "")] = text if kind == _MAP else base64.b64encode(text).decode()
+    elif kind.startswith(_LIST):
+        out.setdefault(name, []).append(_value(kind.removeprefix(_LIST), value))
+    elif kind != _TEXT or value:  # Go writes every text, also those that are not set
+        out[name] = _value(kind, value)
+
+
+def _value(kind: str, value: Any) -> Any:
+    if kind == _TEXT:
+        return value.decode()
+    if kind == _FLAG:
+        return bool(value)
+    return value if kind in (_BYTES, _NUMBER) else _message(kind, value)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -222,23 +222,29 @@ def columns(resource: Resource) -> list[Object]:
     return [_column(name) for name in ("Name", *names.split())]
 
 
-def row(resource: Resource, obj: Object, now: float) -> Object:
-    """Return one object as a row."""
-    meta = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
+def _cells(resource: Resource, obj: Object, now: float) -> Row:
     if resource.plural == "events":
-        return {"cells": _event(obj, now), "object": meta}
+        return _event(obj, now)
     if resource.definition is not None:
-        return {"cells": printed.cells(resource.definition, obj, lambda since: age(since, now)), "object": meta}
+        return printed.cells(resource.definition, obj, lambda since: age(since, now))
     _, cells = _TABLES.get(resource.plural, ("Age", _other))
-    return {"cells": [obj["metadata"]["name"], *cells(obj, now)], "object": meta}
+    return [obj["metadata"]["name"], *cells(obj, now)]
 
 
-def table(resource: Resource, entries: list[Entry], version: int, now: float) -> Object:
-    """Return objects as a Table."""
+def table(resource: Resource, entries: list[Entry], version: int, now: float, whole: bool = False) -> Object:
+    """Return objects as a Table; its rows carry the `whole` objects (to sort by), or their metadata."""
+    head = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    rows = [
+        {
+            "cells": _cells(resource, entry.obj, now),
+            "object": entry.obj if whole else {**head, "metadata": entry.obj["metadata"]},
+        }
+        for entry in entries
+    ]
     return {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": {"resourceVersion": str(version)},
         "columnDefinitions": columns(resource),
-        "rows": [row(resource, entry.obj, now) for entry in entries],
+        "rows": rows,
     }

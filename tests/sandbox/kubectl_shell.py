@@ -60,9 +60,9 @@ class Shell:
         return obj
 
 
-def deployment(image: str = "web:1", replicas: int = 2) -> dict[str, Any]:
+def deployment(image: str = "web:1", replicas: int = 2, name: str = "web") -> dict[str, Any]:
     made = copy.deepcopy(DEPLOYMENT)
-    del made["metadata"]["namespace"]
+    made["metadata"] = {"name": name}
     made["spec"]["replicas"] = replicas
     made["spec"]["template"]["spec"]["containers"][0]["image"] = image
     return made
@@ -84,3 +84,12 @@ async def next_line(process: asyncio.subprocess.Process) -> str:
 async def end(process: asyncio.subprocess.Process) -> None:
     process.terminate()
     await process.wait()
+
+
+def lacking(wanted: Any, found: Any, path: str = "") -> list[str]:
+    """Say what of `wanted` is not in `found`, which may hold more: defaults, identity, status."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return [each for name, value in wanted.items() for each in lacking(value, found.get(name), f"{path}.{name}")]
+    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        return [each for i, value in enumerate(wanted) for each in lacking(value, found[i], f"{path}[{i}]")]
+    return [] if wanted in (found, None, {}) else [f"{path}: {wanted!r}, found {found!r}"]

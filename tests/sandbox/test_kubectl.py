@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from kubectl_shell import NODE, Shell, config_map, deployment, end, next_line, rows
+from kubectl_shell import NODE, Shell, config_map, deployment, end, lacking, next_line, rows
 from served_api import Cluster, kubelet, needs_kubectl, serving, until
 
 pytestmark = [needs_kubectl, pytest.mark.asyncio(loop_scope="module")]
@@ -48,6 +48,9 @@ async def test_get_prints_tables_yaml_jsonpath_and_what_selectors_choose(shell: 
     assert chosen == f"pod/{second[0]}\n"
     assert await shell.run("get deployment web -o jsonpath={.spec.replicas}") == "2"
     assert "image: web:1\n" in await shell.run("get deployment web -o yaml")
+    await shell.run("create -f -", stdin=deployment("web:0", 1, name="small"))
+    ordered = rows(await shell.run("get deployments --sort-by={.spec.replicas} --no-headers"))
+    assert [row[0] for row in ordered] == ["small", "web"]
     shown = await shell.run("get all -o name")
     assert "deployment.apps/web" in shown
     assert "replicaset.apps/web-" in shown
@@ -276,14 +279,35 @@ async def test_create_and_replace_know_what_is_there(shell: Shell) -> None:
     assert shell.get("configmaps", "c")["data"] == {"k": "2"}
     stale = {**config_map("c"), "metadata": {"name": "c", "resourceVersion": "1"}}
     assert "the object has been modified" in await shell.fails("replace -f -", stdin=stale)
-    # These send what they make in protobuf.
-    await shell.run("create configmap d --from-literal=k=v")
-    assert shell.get("configmaps", "d")["data"] == {"k": "v"}
-    await shell.run(f"create namespace {shell.namespace}-b")
-    await shell.run("create serviceaccount s")
-    await shell.run(f"delete namespace {shell.namespace}-b --timeout=20s")
     wrong = {**deployment(), "spec": {**deployment()["spec"], "tempalte": {}}}
     assert 'unknown field "spec.tempalte"' in await shell.fails("create -f -", stdin=wrong)
+
+
+@pytest.mark.parametrize(
+    ("resource", "command"),
+    [
+        ("configmaps", "configmap made --from-literal=k=v"),
+        ("secrets", "secret generic made --from-literal=k=v"),
+        ("serviceaccounts", "serviceaccount made"),
+        ("deployments", "deployment made --image=a:1 --replicas=3 --port=80"),
+        ("jobs", "job made --image=a:1 -- sh -c true"),
+    ],
+)
+async def test_what_kubectl_creates_in_protobuf_is_what_it_shows_as_json(
+    shell: Shell, resource: str, command: str
+) -> None:
+    options, dashes, program = command.partition(" -- ")
+    shown = json.loads(await shell.run(f"create {options} --dry-run=client -o json{dashes}{program}"))
+    await shell.run(f"create {command}")
+    assert lacking(shown, shell.get(resource, "made")) == []
+
+
+async def test_a_namespace_is_created_and_emptied(shell: Shell) -> None:
+    await shell.run(f"create namespace {shell.namespace}-b")
+    other = Shell(shell.cluster, f"{shell.namespace}-b")
+    await other.run("create configmap c --from-literal=k=v")
+    await shell.run(f"delete namespace {shell.namespace}-b --timeout=20s")
+    assert "NotFound" in await other.fails("get configmap c")
 
 
 async def test_the_server_says_what_it_is_and_serves(shell: Shell) -> None:
