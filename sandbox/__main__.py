@@ -143,9 +143,16 @@ def _fault(options: argparse.Namespace) -> int:
         faults.clear(options.name)
         print(f"{options.name} is off")
         return 0
-    given = json.loads(options.options)
+    try:
+        given = json.loads(options.options)
+    except ValueError:
+        given = None
     if not isinstance(given, dict):
         print(f"sandbox: the options must be a JSON object, not {options.options}", file=sys.stderr)
+        return 2
+    if unknown := sorted(set(given) - set(known[options.name].options)):
+        there = ", ".join(known[options.name].options)
+        print(f"sandbox: {options.name} has no option {', '.join(unknown)}; there are {there}", file=sys.stderr)
         return 2
     faults.set(options.name, given)
     print(f"{options.name} is on in {state['id']}: {json.dumps(given)}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.airflow import AirflowFailed
+from sandbox.faults import Fault, describe
 from sandbox.stand import DAG_ID, Stand, StandFailed
 from tpu_migration.domain.phases import Phase
 from tpu_migration.record import Record
@@ -27,8 +28,9 @@ from tpu_migration.status import observed_route, stage_table
 
 DEADLINE_S = 600.0
 MIN_REQUESTS = 2000
-# How the demo must end, without a fault and with each one that it has been rehearsed with.
-EXPECTED = {"": Phase.MIGRATED, "slow-tpu": Phase.FALLEN_BACK}
+FAULTS = {fault.name: fault for fault in describe()}
+# How the demo must end, without a fault and with each one.
+EXPECTED = {"": Phase.MIGRATED, **{name: fault.ends for name, fault in FAULTS.items()}}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,19 +71,18 @@ async def _demo(options: argparse.Namespace) -> int:
     say("starting the embedded cloud: Kubernetes API, GKE API, Envoy, two H100 nodes with vLLM")
     async with Stand(work) as stand:
         say(f"cloud is up ({stand.state['api_url']}); starting Airflow")
-        if options.fault:
-            await stand.fault(options.fault)
-            say(f"fault {options.fault} is on")
+        bane = Bane(FAULTS.get(options.fault), stand, say)
+        await bane.look(None)
         await asyncio.gather(stand.airflow.start(), _users_begin(stand, options.rate, say))
         airflow = stand.airflow
         say(f"Airflow is up: {airflow.url}  user {airflow.user}  password {airflow.password}")
         run_id = await airflow.trigger(DAG_ID, stand.conf())
         say(f"airflow dags trigger {DAG_ID} --run-id {run_id}")
-        record, state = await _follow(stand, run_id, say, started)
+        record, state = await _follow(stand, run_id, say, started, bane)
         users = await _enough_users(stand, say)
         record = await stand.record() or record
         summary = summarise(stand.kube, record, users, engine=stand.state["engine"], seconds=time.monotonic() - started)
-        problems = _problems(options.fault, record, state, users)
+        problems = _problems(bane, record, state, users)
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         (out / "report.html").write_text(render_report(record, summary))
         _print_end(say, record, summary, out, problems)
@@ -121,13 +122,50 @@ class Teller:
         print(f"[{time.monotonic() - self._started:6.1f} s] {text}", flush=True)
 
 
-async def _follow(stand: Stand, run_id: str, say: Teller, started: float) -> tuple[Record, str]:
+class Bane:
+    """The fault of a demo, or none: switched on in its phase."""
+
+    def __init__(self, fault: Fault | None, stand: Stand, say: Teller) -> None:
+        self.fault = fault
+        self.began: float | None = None  # Unix seconds
+        self._stand = stand
+        self._say = say
+
+    @property
+    def deadline_s(self) -> float:
+        return self.fault.takes_s if self.fault else DEADLINE_S
+
+    async def look(self, record: Record | None) -> None:
+        """Switch the fault on, if its time has come."""
+        if self.fault is None or self.began is not None or not self._is_due(self.fault.begins, record):
+            return
+        await self._stand.fault(self.fault.name)
+        self.began = time.time()
+        self._say(f"fault {self.fault.name} is on: {self.fault.what}")
+
+    @staticmethod
+    def _is_due(phase: Phase | None, record: Record | None) -> bool:
+        if phase is None or record is None:
+            return phase is None
+        # A shift has begun when the first weight is written, not when it is about to be.
+        return record.phase is phase and (phase is not Phase.SHIFTING or record.shift.written is not None)
+
+    def excuses(self, failure: dict[str, Any]) -> bool:
+        """Tell whether a request failed by the fault itself, which nobody could have spared its user."""
+        if self.fault is None or self.began is None or not self.fault.hurts_s:
+            return False
+        sent = failure["time"] - failure["after_s"]
+        return bool(failure["time"] >= self.began and sent <= self.began + self.fault.hurts_s)
+
+
+async def _follow(stand: Stand, run_id: str, say: Teller, started: float, bane: Bane) -> tuple[Record, str]:
     """Tell how the run goes until it ends."""
     told: tuple[Any, ...] = ()
     told_at = 0.0
     while True:
         state = await asyncio.to_thread(stand.airflow.run_state, DAG_ID, run_id)
         record = await stand.record()
+        await bane.look(record)
         if record is not None:
             line = await asyncio.to_thread(_progress, stand, record)
             key = line[:2]
@@ -139,8 +177,8 @@ async def _follow(stand: Stand, run_id: str, say: Teller, started: float) -> tup
                 log = stand.airflow.task_log(DAG_ID, run_id, "preflight")[-3000:]
                 raise StandFailed(f"the run ended {state} without a record:\n{log}")
             return record, state
-        if time.monotonic() - started > DEADLINE_S:
-            raise StandFailed(f"the run did not end within {DEADLINE_S:.0f} s; it is {state}")
+        if time.monotonic() - started > bane.deadline_s:
+            raise StandFailed(f"the run did not end within {bane.deadline_s:.0f} s; it is {state}")
         await asyncio.sleep(0.5)
 
 
@@ -173,20 +211,22 @@ async def _enough_users(stand: Stand, say: Teller) -> dict[str, Any]:
     return await stand.stop_users()
 
 
-def _problems(fault: str, record: Record, state: str, users: dict[str, Any]) -> list[str]:
+def _problems(bane: Bane, record: Record, state: str, users: dict[str, Any]) -> list[str]:
     """Return what is not as it should be."""
     problems = []
-    expected = EXPECTED[fault]
+    expected = EXPECTED[bane.fault.name if bane.fault else ""]
     wanted_state = "success" if expected is Phase.MIGRATED else "failed"
     if record.phase is not expected:
         problems.append(f"phase {record.phase}, expected {expected}")
     if state != wanted_state:
         problems.append(f"the DAG run is {state}, expected {wanted_state}")
+    if bane.fault and bane.began is None:
+        problems.append(f"the run never came to {bane.fault.begins}, where fault {bane.fault.name} was to begin")
     if record.phase is Phase.FALLEN_BACK and not any(stage.state == "failed" for stage in record.stages):
         problems.append("no stage says why it fell back")
-    for what in ("failed", "truncated"):
-        if users[what]:
-            problems.append(f"{users[what]} of {users['requests']} user requests {what}: {users.get('errors')}")
+    hurt = [each for each in users["failures"] if not bane.excuses(each)]
+    if hurt:
+        problems.append(f"{len(hurt)} of {users['requests']} user requests failed or were cut, first: {hurt[0]}")
     if users["requests"] < MIN_REQUESTS:
         problems.append(f"only {users['requests']} requests were made")
     return problems

@@ -159,10 +159,11 @@ class Stand:
         return json.loads(file.read_text()) if file.exists() else {}
 
     async def stop_users(self, workload: str = WORKLOAD) -> dict[str, Any]:
-        """Let the users finish their last answers and return the final count."""
+        """Let the users finish their last answers; return the final count, and each failure in `failures`."""
         child = self._users.pop(workload)
         if not child.running:
             raise StandFailed(f"the users of {workload} ended by themselves:\n{self.tail(f'users-{workload}')}")
         await child.stop(grace_s=90.0)
         self.supervisor.forget(child)
-        return self.users(workload)
+        failures = Path(f"{self._users_file(workload)}.failures.jsonl").read_text().splitlines()
+        return {**self.users(workload), "failures": [json.loads(line) for line in failures]}

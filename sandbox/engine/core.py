@@ -39,7 +39,7 @@ class EngineCore:
         self._wake = asyncio.Event()
         self._warm: set[tuple[int, int, tuple[str, ...]]] = set()
         self._next_recompile = 0.0
-        self._random = Random(config.pod)
+        self._random = (None, Random(config.pod))  # the seed it was made of, and what draws
 
     @property
     def unfinished(self) -> int:
@@ -76,7 +76,10 @@ class EngineCore:
         options = self.faults.get("errors-under-load")
         if options is None or self.unfinished < int(options.get("at", 8)):
             return False
-        return self._random.random() < float(options.get("rate", 0.3))
+        seed = options.get("seed", 1)
+        if self._random[0] != seed:
+            self._random = (seed, Random(f"{seed}/{self.config.pod}"))
+        return self._random[1].random() < float(options.get("rate", 0.3))
 
     def die(self, reason: str) -> None:
         """Kill the engine core: every request ends, the server will follow."""
