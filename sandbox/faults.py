@@ -51,7 +51,7 @@ _TABLE = (
         "machines that match are not to be had: a create retries about 35 min with the cluster locked,"
         " then ends DONE with an error, and the pool stays behind in ERROR",
         {"machine": "ct", "zone": None, "capacity": None, "appears_after_s": None},
-        "sandbox.gke.operations",
+        "sandbox.gke.fleet",
     ),
     Fault(
         "late-stockout",
@@ -64,7 +64,7 @@ _TABLE = (
         "quota",
         "the project's quota does not cover the machines: the operation ends DONE with an error",
         {"machine": "ct", "zone": None, "capacity": None, "metric": "TPU_LITE_PODSLICE_V5", "limit": 0.0},
-        "sandbox.gke.operations",
+        "sandbox.gke.fleet",
     ),
     Fault(
         "pool-stuck",

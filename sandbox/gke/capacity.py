@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.api_core import exceptions
@@ -43,7 +43,10 @@ def applies(options: Mapping[str, Any], pool: container_v1.NodePool, zones: list
         return False
     if options.get("zone") not in (None, *zones):
         return False
-    return options.get("capacity") in (None, capacity_kind(pool.config))
+    kind = capacity_kind(pool.config)
+    if "capacity" in options and kind == "reservation":
+        return options["capacity"] == kind  # its machines are put by: it must be meant
+    return options.get("capacity") in (None, kind)
 
 
 def stockout(zone: str, project: str, instance: str, appears_after_s: float | None = None) -> Shortage:
@@ -52,6 +55,20 @@ def stockout(zone: str, project: str, instance: str, appears_after_s: float | No
         f"[ZONE_RESOURCE_POOL_EXHAUSTED]: Instance '{instance}' creation failed: The zone"
         f" 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request."
         " Try a different zone, or try again later."
+    )
+    return Shortage(code_pb2.RESOURCE_EXHAUSTED, message, int(_CONDITION.GCE_STOCKOUT), appears_after_s)
+
+
+def atomic_stockout(shortage: Shortage) -> Shortage:
+    """Return the shortage of a multi-host slice, which comes whole or not at all."""
+    return replace(shortage, message=f"Atomic resize failed with [GCE_STOCKOUT]: {shortage.message}")
+
+
+def late_stockout(appears_after_s: float | None) -> Shortage:
+    """Return the shortage of TPU machines that GKE goes on to ask for behind the failed operation."""
+    message = (
+        "TPU: the nodes cannot be created now due to lack of capacity. They will be created asynchronously once"
+        " capacity is available."
     )
     return Shortage(code_pb2.RESOURCE_EXHAUSTED, message, int(_CONDITION.GCE_STOCKOUT), appears_after_s)
 

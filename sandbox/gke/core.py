@@ -17,6 +17,8 @@ from google.cloud import container_v1
 from sandbox.clock import Clock
 from sandbox.faults import FaultSource, NoFaults
 from sandbox.gke import capacity, messages, validation
+from sandbox.gke.autoscaler import Autoscaler
+from sandbox.gke.fleet import Fleet, spec_of
 from sandbox.gke.losses import Losses
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.names import Target, target_of
@@ -49,7 +51,8 @@ class GkeCloud:
         """Begin with `state` of an earlier run, or empty.
 
         `stock` counts the machines of a zone, by "ZONE/MACHINE" or "ZONE/MACHINE:CAPACITY" (spot, …);
-        `quota` counts chips by metric. What is not named there is unlimited.
+        `quota` counts chips by metric; a regional one is checked before an operation begins, GPUS_ALL_REGIONS
+        by Compute Engine in its course. What is not named there is unlimited.
         """
         self.project, self.location, self.cluster = project, location, cluster
         self.zones = zones
@@ -57,29 +60,41 @@ class GkeCloud:
         self._clock = clock
         self._quota = quota or {}
         self.state: dict[str, Any] = state or {"counter": 0, "ticked": clock.now(), "pools": {}, "operations": {}}
-        self._operations = Operations(self.state, nodes, project, cluster, stock or {}, faults or NoFaults())
-        self._losses = Losses(self.state, faults or NoFaults(), speed)
-        self._speed = speed
+        self.speed = speed
+        faults = faults or NoFaults()
+        self._fleet = Fleet(self.state, nodes, project, cluster, stock or {}, self._quota, faults)
+        self._operations = Operations(self.state, self._fleet, faults)
+        self._losses = Losses(self.state, faults, speed)
+        self._autoscaler = Autoscaler(self.state, self._fleet, speed)
         self._created = clock.now()
-        self._operations.republish()
+        self._fleet.republish()
 
     # ------------------------------------------------------------------ time
 
     def tick(self) -> None:
         """Advance operations to the clock's now, and lose the machines that a fault takes."""
         now = self._clock.now()
-        elapsed = (now - self.state["ticked"]) * self._speed
+        elapsed = (now - self.state["ticked"]) * self.speed
         self.state["ticked"] = now
         self._operations.advance(max(elapsed, 0.0), now)
         for pool, node, stage in self._losses.advance(now):
-            self._operations.follow(pool, node, stage, now)
+            self._fleet.follow(pool, node, stage, now)
 
     def next_due(self) -> float | None:
         """Return the clock's time at which `tick` has something to do next, or None while all is at rest."""
         left = self._operations.seconds_to_next_event()
         times = [self._losses.next_due(self.state["ticked"])]
-        times.append(None if left is None else self.state["ticked"] + left / self._speed)
+        times.append(None if left is None else self.state["ticked"] + left / self.speed)
         return min((at for at in times if at is not None), default=None)
+
+    @property
+    def autoscaled(self) -> bool:
+        """Tell whether any pool is autoscaled, so that pods matter."""
+        return self._autoscaler.has_pools
+
+    def autoscale(self, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Fill or empty the autoscaled pools by the cluster's pods; return Events about them, to be created."""
+        return self._autoscaler.look(pods, self._clock.now())
 
     # ----------------------------------------------------------------- pools
 
@@ -103,7 +118,7 @@ class GkeCloud:
         if pool.name in self.state["pools"]:
             return
         self._store(pool, zones, "RUNNING")
-        self._operations.register(pool.name, pool.initial_node_count, self._clock.now(), ready=True)
+        self._fleet.register(pool.name, pool.initial_node_count, self._clock.now(), ready=True)
 
     def get_node_pool(self, request: container_v1.GetNodePoolRequest) -> container_v1.NodePool:
         """Return one pool."""
@@ -119,13 +134,32 @@ class GkeCloud:
         """Start a SET_NODE_POOL_SIZE operation; the size is nodes a zone."""
         target = target_of(request)
         pool = self._pool(target)
-        spec = container_v1.NodePool.from_json(pool["spec"])
+        spec = spec_of(pool)
         validation.check_size(spec, request.node_count)
         more = max(request.node_count - pool["count"], 0) * len(pool["zones"])
         self._check_quota(spec, more * MACHINES[spec.config.machine_type].chips)
         self._check_lock()
         pool["status"] = "RECONCILING"
         return self._start("SET_NODE_POOL_SIZE", target.pool, target=request.node_count)
+
+    def set_node_pool_autoscaling(self, request: container_v1.SetNodePoolAutoscalingRequest) -> container_v1.Operation:
+        """Start the short operation that sets a pool's autoscaling; bounds are nodes a zone."""
+        validation.check_bounds(request.autoscaling)
+        return self._set(request, "UPDATE_CLUSTER", autoscaling=request.autoscaling)
+
+    def set_node_pool_management(self, request: container_v1.SetNodePoolManagementRequest) -> container_v1.Operation:
+        """Start the short operation that sets a pool's auto-repair and auto-upgrade (neither acts here)."""
+        return self._set(request, "SET_NODE_POOL_MANAGEMENT", management=request.management)
+
+    def _set(self, request: Any, kind: str, **settings: Any) -> container_v1.Operation:
+        target = target_of(request)
+        pool = self._pool(target)
+        self._check_lock()
+        spec = spec_of(pool)
+        for name, value in settings.items():
+            setattr(spec, name, value)
+        pool.update(spec=_text(spec), status="RECONCILING")
+        return self._start(kind, target.pool, target=pool["count"])
 
     def delete_node_pool(self, request: container_v1.DeleteNodePoolRequest) -> container_v1.Operation:
         """Start a DELETE_NODE_POOL operation (about 60 s)."""
@@ -236,7 +270,7 @@ class GkeCloud:
     def _check_quota(self, pool: container_v1.NodePool, chips: int) -> None:
         metric = capacity.quota_metric(pool)
         if metric and chips:
-            used = self._operations.chips_in_use(metric)
+            used = self._fleet.chips_in_use(metric)
             capacity.check_quota(metric, chips, used, self._quota.get(metric))
 
     def _store(self, pool: container_v1.NodePool, zones: list[str], status: str) -> None:
@@ -247,7 +281,7 @@ class GkeCloud:
         spec.config.service_account = spec.config.service_account or "default"
         self.state["counter"] += 1
         self.state["pools"][pool.name] = {
-            "spec": json.dumps(json.loads(container_v1.NodePool.to_json(spec)), separators=(",", ":")),
+            "spec": _text(spec),
             "zones": zones,
             "count": pool.initial_node_count,
             "status": status,
@@ -305,3 +339,7 @@ class GkeCloud:
 
     def _path(self, pool: str) -> str:
         return f"{self._base()}/clusters/{self.cluster}/nodePools/{pool}"
+
+
+def _text(spec: container_v1.NodePool) -> str:
+    return json.dumps(json.loads(container_v1.NodePool.to_json(spec)), separators=(",", ":"))

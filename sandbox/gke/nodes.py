@@ -222,6 +222,14 @@ class KubeNodes(MemoryNodes):
             return False
         return True
 
+    async def autoscale(self, look: Callable[[list[Any]], list[Any]]) -> None:
+        """Let the autoscaler look at the API server's pods, and create the Events that it returns."""
+        try:
+            for event in look(await self._client.list("pods")):
+                await self._client.create("events", event["metadata"]["namespace"], event)
+        except Exception as error:  # noqa: BLE001  as above: the next look sees the same
+            self._log(f"pools not autoscaled, will look again: {type(error).__name__}: {error}")
+
     async def _write(self, name: str, node: Node) -> None:
         current = await self._client.get("nodes", None, name)
         if current is None:

@@ -15,6 +15,7 @@ from google.api_core import exceptions
 from google.cloud import container_v1
 from google.protobuf import empty_pb2
 
+from sandbox.gke.autoscaler import SCAN_S
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import KubeNodes
 from sandbox.pki import Issued
@@ -35,6 +36,16 @@ _METHODS: dict[str, tuple[str, Any, Any]] = {
     "CreateNodePool": ("create_node_pool", container_v1.CreateNodePoolRequest, container_v1.Operation),
     "DeleteNodePool": ("delete_node_pool", container_v1.DeleteNodePoolRequest, container_v1.Operation),
     "SetNodePoolSize": ("set_node_pool_size", container_v1.SetNodePoolSizeRequest, container_v1.Operation),
+    "SetNodePoolAutoscaling": (
+        "set_node_pool_autoscaling",
+        container_v1.SetNodePoolAutoscalingRequest,
+        container_v1.Operation,
+    ),
+    "SetNodePoolManagement": (
+        "set_node_pool_management",
+        container_v1.SetNodePoolManagementRequest,
+        container_v1.Operation,
+    ),
     "ListOperations": ("list_operations", container_v1.ListOperationsRequest, container_v1.ListOperationsResponse),
     "GetOperation": ("get_operation", container_v1.GetOperationRequest, container_v1.Operation),
     "CancelOperation": ("cancel_operation", container_v1.CancelOperationRequest, None),
@@ -74,10 +85,15 @@ async def serve_gke(
 
 
 async def run_cloud(cloud: GkeCloud, nodes: KubeNodes) -> None:
-    """Advance the cloud by its clock and write its nodes, until cancelled."""
+    """Advance the cloud by its clock, write its nodes and autoscale them, until cancelled."""
+    scan_at = 0.0
     while True:
         cloud.tick()
         await nodes.flush()
+        now = asyncio.get_running_loop().time()
+        if cloud.autoscaled and now >= scan_at:
+            scan_at = now + SCAN_S / cloud.speed
+            await nodes.autoscale(cloud.autoscale)
         await asyncio.sleep(TICK_S)
 
 

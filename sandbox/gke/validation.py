@@ -31,6 +31,7 @@ def check_pool(pool: container_v1.NodePool, zones: list[str], sold_in: list[str]
         raise exceptions.InvalidArgument(f"Machine type with name '{name}' does not exist in zone '{zones[0]}'.")
     if pool.initial_node_count < 0:
         raise exceptions.InvalidArgument("node_pool.initial_node_count must not be negative.")
+    check_bounds(pool.autoscaling)
     _check_placement(pool, machine, zones)
     _check_accelerators(pool, machine)
     if pool.config.spot and (pool.config.flex_start or pool.config.preemptible):
@@ -38,6 +39,15 @@ def check_pool(pool: container_v1.NodePool, zones: list[str], sold_in: list[str]
     if pool.config.flex_start and pool.initial_node_count:
         raise exceptions.InvalidArgument("A flex-start node pool must be created with initial_node_count 0.")
     return machine
+
+
+def check_bounds(bounds: container_v1.NodePoolAutoscaling) -> None:
+    """Raise InvalidArgument if an autoscaler could not keep a pool within `bounds`."""
+    if bounds.enabled and not 0 <= bounds.min_node_count <= bounds.max_node_count:
+        raise exceptions.InvalidArgument(
+            "autoscaling.min_node_count must not be negative or above max_node_count:"
+            f" {bounds.min_node_count} and {bounds.max_node_count}."
+        )
 
 
 def slice_hosts(pool: container_v1.NodePool) -> int:

@@ -183,7 +183,7 @@ def test_a_late_stockout_fails_at_the_usual_time_and_the_machines_turn_up_afterw
     world.faults.set("late-stockout", {"appears_after_s": 300})
     operation = world.create()
     world.run(125)
-    assert world.operation(operation).error.code
+    assert "They will be created asynchronously" in world.operation(operation).error.message
     assert world.pool().status.name == "ERROR"
     world.run(310)
     assert world.pool().status.name == "RUNNING"
@@ -255,6 +255,79 @@ def test_stock_is_counted_by_zone_and_capacity(tmp_path):
         world.create(name, locations=[zone], config={"spot": spot})
         world.run(2200, step=20)
         assert world.pool(name).status.name == "ERROR"
+
+
+def reserved(name="r1"):
+    affinity = gke.ReservationAffinity(
+        consume_reservation_type=gke.ReservationAffinity.Type.SPECIFIC_RESERVATION,
+        key="compute.googleapis.com/reservation-name",
+        values=[name],
+    )
+    return {"reservation_affinity": affinity}
+
+
+def test_a_reservation_has_a_stock_of_its_own_and_needs_no_quota(tmp_path):
+    machine = "us-west4-a/ct5lp-hightpu-8t"
+    world = World(tmp_path, stock={machine: 0, f"{machine}:reservation": 1}, quota={"TPU_LITE_PODSLICE_V5": 0})
+    world.faults.set("stockout")
+    world.faults.set("quota")
+    world.create("mine", config=reserved())
+    world.run(130)
+    assert world.pool("mine").status.name == "RUNNING"
+    operation = world.create("more", config=reserved())
+    world.run(2200, step=20)
+    assert "ZONE_RESOURCE_POOL_EXHAUSTED" in world.operation(operation).error.message
+
+
+def test_a_stockout_of_reserved_machines_must_be_meant(world):
+    world.faults.set("stockout", {"capacity": "reservation"})
+    operation = world.create("mine", config=reserved())
+    world.run(2200, step=20)
+    assert world.operation(operation).error.code
+
+
+def test_quota_of_all_regions_counts_tpu_chips_and_is_found_in_the_course_of_the_operation(tmp_path):
+    world = World(tmp_path, quota={"GPUS_ALL_REGIONS": 9})
+    world.create("gpu", machine="a3-highgpu-1g", count=2)
+    world.run(130)
+    operation = world.create()
+    world.run(130)
+    assert "Quota 'GPUS_ALL_REGIONS' exceeded.  Limit: 9.0 globally." in world.operation(operation).error.message
+
+
+def test_spot_chips_have_a_quota_of_their_own(tmp_path):
+    world = World(tmp_path, quota={"PREEMPTIBLE_TPU_LITE_PODSLICE_V5": 0})
+    with pytest.raises(exceptions.PermissionDenied, match="PREEMPTIBLE_TPU_LITE_PODSLICE_V5"):
+        world.create(config={"spot": True})
+
+
+def test_a_multi_host_slice_that_is_not_to_be_had_fails_as_a_whole(tmp_path):
+    world = World(tmp_path, stock={"us-west4-a/ct5lp-hightpu-4t": 3})
+    policy = {"type_": "COMPACT", "tpu_topology": "4x4"}
+    operation = world.create(machine="ct5lp-hightpu-4t", count=4, placement_policy=policy)
+    world.run(2200, step=20)
+    assert "Atomic resize failed with [GCE_STOCKOUT]" in world.operation(operation).error.message
+    assert world.nodes.list_nodes() == []
+
+
+def test_settings_of_a_pool_take_a_short_operation_under_the_lock(world):
+    world.create()
+    world.run(130)
+    bounds = gke.NodePoolAutoscaling(enabled=True, min_node_count=0, max_node_count=3)
+    operation = world.cloud.set_node_pool_autoscaling(gke.SetNodePoolAutoscalingRequest(name=POOL, autoscaling=bounds))
+    with pytest.raises(exceptions.FailedPrecondition, match="incompatible operation"):
+        world.resize(2)
+    world.run(10)
+    assert world.operation(operation).status == _DONE
+    assert world.pool().autoscaling.max_node_count == 3
+    management = gke.NodeManagement(auto_repair=True)
+    world.cloud.set_node_pool_management(gke.SetNodePoolManagementRequest(name=POOL, management=management))
+    world.run(10)
+    assert world.pool().management.auto_repair
+    assert world.pool().autoscaling.enabled
+    wrong = gke.NodePoolAutoscaling(enabled=True, min_node_count=2, max_node_count=1)
+    with pytest.raises(exceptions.InvalidArgument, match="min_node_count"):
+        world.cloud.set_node_pool_autoscaling(gke.SetNodePoolAutoscalingRequest(name=POOL, autoscaling=wrong))
 
 
 def test_a_resize_adds_and_removes_nodes(world):
