@@ -22,6 +22,7 @@ from sandbox.supervisor import PODS, Child
 
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 10.0, 300.0
 BACKOFF_RESET_S = 600.0
+PULL_ERROR_S = 5.0  # how long the error itself is shown, before the back-off
 RETRY_CONFIG_S = 1.0
 MIN_GRACE_S = 2.0  # what the kubelet leaves for SIGTERM when a preStop hook has used up the grace period
 OOM_EXIT = 137
@@ -111,9 +112,11 @@ class Container:
                 return
             except ImageUnavailable as error:
                 self._pod.event("Warning", "Failed", f"Error: ErrImagePull: {error}")
-                message = f'Back-off pulling image "{self.spec["image"]}": {error}'
+                self._waiting("ErrImagePull", str(error))
+                await asyncio.sleep(PULL_ERROR_S / self._pod.speed)
+                message = f'Back-off pulling image "{self.spec["image"]}": ErrImagePull: {error}'
                 self._waiting("ImagePullBackOff", message)
-                await asyncio.sleep(delay / self._pod.speed)
+                await asyncio.sleep((delay - PULL_ERROR_S) / self._pod.speed)
                 delay = min(delay * 2, MAX_BACKOFF_S)
 
     async def _prepare(self) -> Prepared:

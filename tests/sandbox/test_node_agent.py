@@ -60,6 +60,14 @@ async def test_a_container_that_fails_is_restarted_with_back_off(world):
     assert state(waiting)["waiting"]["reason"] == "CrashLoopBackOff"
 
 
+async def test_the_back_off_doubles_from_ten_seconds_on(world):
+    await world.pod("loop", shell("exit 1"))
+    await world.until("loop", lambda p: restarts(p) >= 4, "restarts")
+    events = [each for each in await world.kube.list("events", "default") if each["reason"] == "BackOff"]
+    waited = [int(each["message"].removeprefix("back-off ").partition("s ")[0]) for each in events]
+    assert sorted(waited)[:3] == [10, 20, 40]
+
+
 async def test_on_failure_restarts_until_it_succeeds(world):
     once = "test -e $HOME/seen && exit 0; touch $HOME/seen; exit 1"
     await world.pod("retry", shell(once), restartPolicy="OnFailure")

@@ -47,10 +47,21 @@ async def test_a_missing_configmap_holds_the_container_until_it_is_there(world):
     assert (await world.until("waits", ended, "it runs"))["status"]["phase"] == "Succeeded"
 
 
+async def test_a_whole_secret_comes_in_under_its_prefix_and_a_variable_of_its_own_wins(world):
+    await world.kube.create("secrets", "default", {"metadata": {"name": "s"}, "stringData": {"A": "1", "B": "2"}})
+    env = [{"name": "HF_B", "value": "mine, over $(HF_A)"}]
+    await world.pod(
+        "all", shell('echo "$HF_A $HF_B"', envFrom=[{"prefix": "HF_", "secretRef": {"name": "s"}}], env=env)
+    )
+    assert await world.until_log("all", "1 mine, over 1\n")
+
+
 async def test_an_image_that_cannot_be_pulled_is_tried_again_until_the_fault_is_lifted(world):
     world.faults.set("image-pull", {"image": "example.com/tools"})
     await world.pod("pull", shell("exit 0"), restartPolicy="Never")
-    await world.until("pull", lambda p: state_reason(p) == "ImagePullBackOff", "the pull fails")
+    pod = await world.until("pull", lambda p: state_reason(p) == "ErrImagePull", "the pull fails")
+    assert "failed to pull and unpack image" in state(pod)["waiting"]["message"]
+    await world.until("pull", lambda p: state_reason(p) == "ImagePullBackOff", "it waits for its next try")
     world.faults.clear("image-pull")
     assert (await world.until("pull", ended, "it runs"))["status"]["phase"] == "Succeeded"
 

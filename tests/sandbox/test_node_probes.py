@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from node_world import probe, ready, restarts, running, server, shell, state
+
+from sandbox.probes import Target, Timing, watch
 
 
 @pytest.fixture
@@ -47,3 +51,29 @@ async def test_a_startup_probe_holds_back_readiness(world):
     assert pod["status"]["containerStatuses"][0]["started"] is False
     started.touch()
     await world.until("slow", ready, "ready once it has started")
+
+
+def test_a_probe_has_the_apis_defaults_and_with_speed_its_failures_still_take_as_long():
+    assert Timing.of({}) == Timing(delay_s=0, period_s=10, timeout_s=1, failures=3, successes=1)
+    slow = Timing.of({"periodSeconds": 5, "failureThreshold": 2}, cap_s=2.0)
+    assert (slow.period_s, slow.failures) == (2.0, 5)
+    assert slow.period_s * slow.failures == 5 * 2
+
+
+async def test_only_answers_in_a_row_cross_a_threshold():
+    answers = iter(["good", "bad", "good", "bad", "bad", "good", "good", "bad", "bad", "bad"])
+    seen: list[bool] = []
+
+    async def execute(command: list[str]) -> int:
+        answer = next(answers, None)
+        if answer is None:
+            raise asyncio.CancelledError
+        return 0 if answer == "good" else 1
+
+    timing = Timing(delay_s=0, period_s=0, timeout_s=5, failures=3, successes=2)
+    target = Target("127.0.0.1", {}, execute)
+    with pytest.raises(asyncio.CancelledError):
+        await watch(
+            {"exec": {"command": ["x"]}, "timeoutSeconds": 5}, timing, target, lambda good, _: seen.append(good)
+        )
+    assert seen == [True, False]

@@ -6,13 +6,31 @@ import asyncio
 import json
 
 import aiohttp
+import google.auth.crypt
+import google.auth.jwt
 import google.auth.transport.requests
+import grpc
 import pytest
 from google.auth.exceptions import RefreshError
+from google.cloud import container_v1
 from google.oauth2 import service_account
 
+from sandbox.api import Api
+from sandbox.api.http import serve
 from sandbox.clock import SystemClock, VirtualClock
-from sandbox.gke.tokens import CLOUD_PLATFORM, GRANT_TYPE, InvalidGrantError, TokenIssuer, serve_tokens
+from sandbox.gke.core import GkeCloud
+from sandbox.gke.nodes import MemoryNodes
+from sandbox.gke.server import SERVICE, serve_gke
+from sandbox.gke.tokens import (
+    CLOUD_PLATFORM,
+    GRANT_TYPE,
+    OAUTH_AUDIENCE,
+    InvalidGrantError,
+    TokenIssuer,
+    serve_tokens,
+)
+from sandbox.kube import KubeClient, KubeError
+from sandbox.pki import CertificateAuthority
 
 EMAIL = "airflow@sandbox-project.iam.gserviceaccount.com"
 
@@ -125,3 +143,42 @@ def test_a_key_of_an_earlier_run_is_trusted_again():
     assert issuer.authenticate(token) is None
     issuer.trust(key)
     assert issuer.authenticate(token) == EMAIL
+
+
+async def test_an_expired_token_and_a_wrong_one_are_refused_by_both_apis(tmp_path):
+    clock = VirtualClock()
+    issuer = TokenIssuer(clock, token_uri="http://127.0.0.1/token")
+    account = issuer.new_service_account_key(EMAIL, "p")
+    issued = {"iat": clock.now(), "exp": clock.now() + 3600, "iss": EMAIL, "aud": OAUTH_AUDIENCE}
+    signer = google.auth.crypt.RSASigner.from_service_account_info(account)
+    token, lifetime_s = issuer.exchange(google.auth.jwt.encode(signer, issued).decode())
+    authority = CertificateAuthority(tmp_path)
+    tls = authority.issue("server", ["localhost", "127.0.0.1"])
+    cloud = await serve_gke(GkeCloud(clock, MemoryNodes()), "127.0.0.1", 0, tls, issuer.authenticate)
+    api = Api(clock, superusers=(EMAIL,))
+    server = await serve(api, "127.0.0.1", 0, tls.cert, tls.key, issuer.authenticate)
+
+    async def both(bearer: str) -> tuple[object, int]:
+        channel = grpc.aio.secure_channel(f"localhost:{cloud.port}", grpc.ssl_channel_credentials(authority.pem))
+        request = container_v1.ListClustersRequest(parent="projects/sandbox-project/locations/us-west4")
+        call = channel.unary_unary(f"/{SERVICE}/ListClusters", container_v1.ListClustersRequest.serialize)
+        try:
+            await call(request, metadata=[("authorization", f"Bearer {bearer}")])
+            code = grpc.StatusCode.OK
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+        await channel.close()
+        async with KubeClient(f"https://127.0.0.1:{server.port}", str(authority.cert_path), bearer) as kube:
+            try:
+                await kube.list("pods", "default")
+                return code, 200
+            except KubeError as error:
+                return code, error.code
+
+    refused = (grpc.StatusCode.UNAUTHENTICATED, 401)
+    assert await both(token) == (grpc.StatusCode.OK, 200)
+    assert await both(token + "x") == refused
+    clock.advance(lifetime_s)
+    assert await both(token) == refused
+    await server.close()
+    await cloud.stop()
