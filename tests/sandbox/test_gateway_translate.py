@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.clock import VirtualClock
-from sandbox.faults import Faults, NoFaults, describe
+from sandbox.faults import Faults, NoFaults
 from sandbox.gateway.backends import Backends, attachment
 from sandbox.gateway.delays import Propagation
 from sandbox.gateway.draining import Draining
@@ -244,34 +244,3 @@ def test_an_endpoint_that_comes_back_while_draining_is_a_member_again():
     assert draining.hops(with_endpoints()) == {one}
     draining.update(with_endpoints(), 90)
     assert draining.hops(with_endpoints()) == frozenset()
-
-
-def test_faults_are_read_again_when_another_process_changes_the_file(tmp_path):
-    mine, other = Faults(tmp_path / "faults.json"), Faults(tmp_path / "faults.json")
-    assert mine.get("stockout") is None
-    other.set("stockout", {"zone": "us-west4-a"})
-    assert mine.get("stockout") == {"machine": "ct", "zone": "us-west4-a", "capacity": None, "appears_after_s": None}
-    other.set("lb-errors")
-    assert mine.get("lb-errors") == {"percent": 5, "status": 502}
-    other.clear("stockout")
-    assert mine.get("stockout") is None
-    other.clear()
-    assert mine.active() == {}
-
-
-def test_a_half_written_fault_file_leaves_on_what_was_on(tmp_path, capsys):
-    path = tmp_path / "faults.json"
-    faults = Faults(path)
-    faults.set("quota")
-    assert faults.get("quota")
-    path.write_text('{"quota": ')
-    assert faults.get("quota")
-    assert "must hold one JSON object" in capsys.readouterr().err
-    path.write_text("{}")
-    assert faults.get("quota") is None
-
-
-def test_every_fault_in_the_table_is_made_by_the_module_that_it_names():
-    for fault in describe():
-        path = ROOT / f"{fault.module.replace('.', '/')}.py"
-        assert f'"{fault.name}"' in path.read_text(), f"{fault.name} is described but {path} never reads it"
