@@ -82,6 +82,7 @@ _TABLE = (
         "sandbox.gke.losses",
         begins=Phase.SHIFTING,
         hurts_s=60.0,
+        takes_s=900.0,
     ),
     Fault(
         "gpu-gone",
@@ -90,6 +91,7 @@ _TABLE = (
         "sandbox.gke.losses",
         begins=Phase.SHIFTING,
         hurts_s=60.0,
+        takes_s=900.0,
     ),
     Fault(
         "spot-notice",
@@ -98,7 +100,6 @@ _TABLE = (
         {"machine": "ct", **_MACHINES, "returns_after_s": 120.0, "notice_s": 30.0},
         "sandbox.gke.losses",
         begins=Phase.SHIFTING,
-        ends=Phase.MIGRATED,
     ),
     # The Kubernetes API
     Fault(
@@ -151,7 +152,7 @@ _TABLE = (
     Fault(
         "lb-errors",
         "the load balancer itself answers `status` to `percent` of the requests; no pod sees them",
-        {"percent": 5, "status": 502},
+        {"percent": 20, "status": 502},
         "sandbox.gateway.controller",
         hurts_s=_FOREVER,
     ),

@@ -44,7 +44,7 @@ class World:
         self.faults = FaultSet()
         self.api = Api(self.clock, seed)
         self.client = LocalClient(self.api)
-        self.controllers = Manager(self.api, self.clock)
+        self.controllers = Manager(self.api, self.clock, speed)
         self.gke = GkeCloud(
             self.clock,
             LocalNodes(self.client),

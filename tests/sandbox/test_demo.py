@@ -85,9 +85,9 @@ def test_other_faults_excuse_nobody():
 
 
 def test_a_run_that_never_met_its_fault_proves_nothing():
-    one, _ = bane("spot-notice")
-    (problem,) = _problems(one, record(Phase.MIGRATED), "success", users())
-    assert problem == "the run never came to shifting, where fault spot-notice was to begin"
+    one, _ = bane("gitops")
+    problems = _problems(one, record(Phase.FALLEN_BACK, failed=True), "failed", users())
+    assert problems == ["the run never came to shifting, where fault gitops was to begin"]
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

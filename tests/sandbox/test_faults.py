@@ -21,7 +21,7 @@ def test_faults_are_read_again_when_another_process_changes_the_file(tmp_path):
     other.set("stockout", {"zone": "us-west4-a"})
     assert mine.get("stockout") == {"machine": "ct", "zone": "us-west4-a", "capacity": None, "appears_after_s": None}
     other.set("lb-errors")
-    assert mine.get("lb-errors") == {"percent": 5, "status": 502}
+    assert mine.get("lb-errors") == {"percent": 20, "status": 502}
     other.clear("stockout")
     assert mine.get("stockout") is None
     other.clear()

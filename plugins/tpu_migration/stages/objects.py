@@ -37,14 +37,16 @@ def still_ending(ctx: Context, pods: Sequence[Object]) -> list[Object]:
     """Return the pods whose end is worth waiting for.
 
     A pod that outlives its own grace is on a machine that does not answer any more: it stays listed until
-    its node is removed, and waiting for it would keep the node.
+    its node is removed, and waiting for it would keep the node. One that has ended already (a spot machine
+    that got its notice leaves such) is removed by nobody as long as its Deployment stands.
     """
     now = ctx.clock.monotonic()
     since: dict[str, float] = ctx.memory.setdefault("ending_since", {})
     return [
         pod
         for pod in pods
-        if now - since.setdefault(pod["metadata"]["uid"], now)
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        and now - since.setdefault(pod["metadata"]["uid"], now)
         <= pod["spec"].get("terminationGracePeriodSeconds", 30) + _OVERDUE_S
     ]
 
