@@ -100,6 +100,7 @@ _TABLE = (
         {"machine": "ct", **_MACHINES, "returns_after_s": 120.0, "notice_s": 30.0},
         "sandbox.gke.losses",
         begins=Phase.SHIFTING,
+        ends=Phase.MIGRATED,
     ),
     # The Kubernetes API
     Fault(

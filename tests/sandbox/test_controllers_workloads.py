@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.api import Api, LocalClient
+from sandbox.api import Api, LocalClient, Request
+from sandbox.api.messages import dumps
 from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
 
@@ -357,3 +358,23 @@ def test_a_budget_counts_what_may_go(world: World) -> None:
     found = world.client.get("poddisruptionbudgets", NS, "b")
     assert found is not None
     assert found["status"]["disruptionsAllowed"] == 0
+
+
+def test_evictions_go_one_by_one_as_replacements_come_up(world: World) -> None:
+    world.client.create("deployments", make_deployment(replicas=2))
+    selector = {"matchLabels": {"app": "web"}}
+    budget = {"metadata": {"name": "b", "namespace": NS}, "spec": {"maxUnavailable": 1, "selector": selector}}
+    world.client.create("poddisruptionbudgets", budget)
+    world.run_all()
+    one, other = (pod["metadata"]["name"] for pod in world.pods())
+
+    def evict(name: str) -> int:
+        body = dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}})
+        path = f"/api/v1/namespaces/{NS}/pods/{name}/eviction"
+        return world.api.handle(Request("POST", path, {}, {"content-type": "application/json"}, body)).status
+
+    assert (evict(one), evict(other)) == (201, 429), "the second comes before any controller has seen the first"
+    world.settle()
+    assert evict(other) == 429, "the replacement is not ready yet"
+    world.run_all()
+    assert evict(other) == 201
