@@ -14,7 +14,8 @@ from google.cloud import container_v1
 
 from sandbox.controllers.fits import Amounts, requests, selects, shortages, untolerated
 from sandbox.gke import messages
-from sandbox.gke.fleet import Fleet, spec_of
+from sandbox.gke.entries import spec_of
+from sandbox.gke.fleet import Fleet
 from sandbox.gke.nodes import build_node
 from sandbox.gke.operations import READY_S, REGISTER_S
 

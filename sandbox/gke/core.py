@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from typing import Any
 
 from google.api_core import exceptions
@@ -16,9 +15,10 @@ from google.cloud import container_v1
 
 from sandbox.clock import Clock
 from sandbox.faults import FaultSource, NoFaults
-from sandbox.gke import capacity, messages, validation
+from sandbox.gke import capacity, entries, messages, validation
 from sandbox.gke.autoscaler import Autoscaler
-from sandbox.gke.fleet import Fleet, spec_of
+from sandbox.gke.entries import spec_of
+from sandbox.gke.fleet import Fleet
 from sandbox.gke.losses import Losses
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.names import Target, target_of
@@ -158,7 +158,7 @@ class GkeCloud:
         spec = spec_of(pool)
         for name, value in settings.items():
             setattr(spec, name, value)
-        pool.update(spec=_text(spec), status="RECONCILING")
+        pool.update(spec=entries.text_of(spec), status="RECONCILING")
         return self._start(kind, target.pool, target=pool["count"])
 
     def delete_node_pool(self, request: container_v1.DeleteNodePoolRequest) -> container_v1.Operation:
@@ -274,52 +274,19 @@ class GkeCloud:
             capacity.check_quota(metric, chips, used, self._quota.get(metric))
 
     def _store(self, pool: container_v1.NodePool, zones: list[str], status: str) -> None:
-        spec = container_v1.NodePool(pool)
-        spec.config.machine_type = spec.config.machine_type or "e2-standard-8"
-        spec.config.disk_size_gb = spec.config.disk_size_gb or 100
-        spec.config.image_type = spec.config.image_type or "COS_CONTAINERD"
-        spec.config.service_account = spec.config.service_account or "default"
         self.state["counter"] += 1
-        self.state["pools"][pool.name] = {
-            "spec": _text(spec),
-            "zones": zones,
-            "count": pool.initial_node_count,
-            "status": status,
-            "status_message": "",
-            "conditions": [],
-            "nodes": {},
-            "cordoned": False,
-            "appears_in": None,
-            "appears_count": 0,
-            "etag": self._unique(pool.name)[:16],
-        }
+        etag = self._unique(pool.name)[:16]
+        self.state["pools"][pool.name] = entries.new_pool(pool, zones, status, etag)
 
     def _start(self, kind: str, pool: str, target: int) -> container_v1.Operation:
         now = self._clock.now()
         self.state["counter"] += 1
         unique = self._unique(kind + pool)
         name = f"operation-{int(now * 1000)}-{unique[:8]}-{unique[8:12]}-{unique[12:16]}-{unique[16:28]}"
-        zones = len(self.state["pools"][pool]["zones"])
-        self.state["operations"][name] = {
-            "name": name,
-            "type": kind,
-            "cluster": self.cluster,
-            "pool": pool,
-            "target": target,
-            "status": "PENDING",
-            "start": now,
-            "end": None,
-            "elapsed": 0.0,
-            "got_machines_at": None,
-            "retried": False,
-            "late": None,
-            "detail": "",
-            "error": None,
-            "conditions": [],
-            "nodes_total": target * zones,
-            "nodes_done": 0,
-        }
-        return self._message(self.state["operations"][name])
+        nodes = target * len(self.state["pools"][pool]["zones"])
+        operation = entries.new_operation(name, kind, self.cluster, pool, target, nodes, now)
+        self.state["operations"][name] = operation
+        return self._message(operation)
 
     def _unique(self, what: str) -> str:
         # Not random: the same history gives the same names, which makes simulations repeatable.
@@ -339,7 +306,3 @@ class GkeCloud:
 
     def _path(self, pool: str) -> str:
         return f"{self._base()}/clusters/{self.cluster}/nodePools/{pool}"
-
-
-def _text(spec: container_v1.NodePool) -> str:
-    return json.dumps(json.loads(container_v1.NodePool.to_json(spec)), separators=(",", ":"))

@@ -10,6 +10,7 @@ from google.cloud import container_v1
 from sandbox.faults import FaultSource
 from sandbox.gke import capacity
 from sandbox.gke.capacity import Shortage
+from sandbox.gke.entries import spec_of
 from sandbox.gke.losses import Stage, show
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.nodes import NodePort, build_node
@@ -170,11 +171,6 @@ class Fleet:
             for _, node in mine[keep:]:
                 self._nodes.delete_node(node)
                 del pool["nodes"][node]
-
-
-def spec_of(pool: dict[str, Any]) -> container_v1.NodePool:
-    """Return what a stored pool was asked to be."""
-    return container_v1.NodePool.from_json(pool["spec"])
 
 
 def _node_name(cluster: str, pool: str, etag: str, zone: str, index: int) -> str:

@@ -14,7 +14,8 @@ from google.rpc import code_pb2
 from sandbox.faults import FaultSource
 from sandbox.gke import capacity
 from sandbox.gke.capacity import Shortage
-from sandbox.gke.fleet import Fleet, spec_of
+from sandbox.gke.entries import spec_of
+from sandbox.gke.fleet import Fleet
 
 PENDING_S = 2.0
 SETTINGS_S = 5.0  # what a change of settings alone takes

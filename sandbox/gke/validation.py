@@ -10,6 +10,7 @@ from google.cloud import container_v1
 from sandbox.gke.machines import MACHINES, Machine, chips_of
 
 _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")
+FLEX_START_S = 7 * 86_400
 _COMPACT = container_v1.NodePool.PlacementPolicy.Type.COMPACT
 
 
@@ -38,6 +39,8 @@ def check_pool(pool: container_v1.NodePool, zones: list[str], sold_in: list[str]
         raise exceptions.InvalidArgument("config.spot excludes config.flex_start and config.preemptible.")
     if pool.config.flex_start and pool.initial_node_count:
         raise exceptions.InvalidArgument("A flex-start node pool must be created with initial_node_count 0.")
+    if pool.config.flex_start and pool.config.max_run_duration.total_seconds() > FLEX_START_S:
+        raise exceptions.InvalidArgument("config.max_run_duration of a flex-start node pool is at most 7 days.")
     return machine
 
 

@@ -117,6 +117,18 @@ def test_a_cpu_pool_that_was_always_there_has_untainted_ready_nodes(world):
     assert world.pool("default-pool").status.name == "RUNNING"
 
 
+def test_an_operation_tells_how_many_of_its_nodes_are_done(world):
+    operation = world.create(count=2)
+
+    def progress():
+        metrics = {each.name: each.int_value for each in world.operation(operation).progress.metrics}
+        return metrics["NODES_DONE"], metrics["NODES_TOTAL"]
+
+    assert progress() == (0, 2)
+    world.run(115)
+    assert (world.operation(operation).status.name, progress()) == ("RUNNING", (2, 2))
+
+
 def test_delete_cordons_then_removes_the_nodes_then_the_pool(world):
     world.create()
     world.run(130)
@@ -364,7 +376,9 @@ def test_a_resize_that_finds_no_machines_keeps_the_nodes_it_had(world):
         ("ct9-imaginary", {}, 1, "does not exist in zone"),
         ("ct5lp-hightpu-8t", {"locations": ["europe-west4-a"]}, 1, "not a valid zone"),
         ("ct5lp-hightpu-8t", {"config": {"flex_start": True}}, 1, "flex-start"),
+        ("ct5lp-hightpu-8t", {"config": {"flex_start": True, "max_run_duration": "691200s"}}, 0, "at most 7 days"),
         ("e2-standard-8", {"placement_policy": {"tpu_topology": "2x4"}}, 1, "not supported"),
+        ("a3-highgpu-1g", {"autoscaling": {"enabled": True, "min_node_count": 2, "max_node_count": 1}}, 1, "min_node"),
     ],
 )
 def test_pools_that_gke_refuses_are_refused(world, machine, fields, count, reason):
