@@ -1,12 +1,13 @@
-# make setup | demo [FAULT=name] [OUT=dir] | test | check | clean
+# make setup | demo [FAULT=name] [OUT=dir] | test | prove [SEEDS=n] | check | clean
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit e2e clean
+.PHONY: help setup demo test prove check unit e2e clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 FAULT ?=
+SEEDS ?= 10000
 STAMP := $(VENV)/.installed
 
 help:
@@ -47,6 +48,10 @@ unit: $(STAMP)
 ## make e2e               whole migrations through the real Airflow scheduler
 e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e -v
+
+## make prove [SEEDS=n]   the exhaustive proofs; figures to out/prove.json, where an interrupted run goes on
+prove: $(STAMP)
+	$(BIN)/python -m tests.prove --seeds $(SEEDS)
 
 ## make clean             remove what the targets above made
 clean:

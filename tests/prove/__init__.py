@@ -1,0 +1,1 @@
+"""The exhaustive proofs: too long for every change, and resumable."""

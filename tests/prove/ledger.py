@@ -1,0 +1,46 @@
+"""Keep what was proven so far in one JSON file, so that a proof that was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ledger:
+    """The figures of every proof, by its name; those of other code than today's are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._code = code_version()
+        self._figures: dict[str, Any] = {}
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known.get("code") == self._code:
+                self._figures = known["proofs"]
+
+    def get(self, proof: str) -> dict[str, Any]:
+        """Return what a proof has noted so far."""
+        return dict(self._figures.get(proof, {}))
+
+    def put(self, proof: str, figures: dict[str, Any]) -> None:
+        """Note a proof's figures; the file is replaced in one step."""
+        self._figures[proof] = figures
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps({"code": self._code, "proofs": self._figures}, indent=1, sort_keys=True) + "\n")
+        temporary.replace(self._path)
+
+
+def code_version() -> str:
+    """Return what names the code: its commit, and a digest of what was changed since."""
+    commit = _git("rev-parse", "HEAD").strip()
+    changes = _git("stash", "create").strip()  # a commit of the changes, kept nowhere
+    return _git("rev-parse", f"{changes}^{{tree}}").strip() if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
