@@ -13,7 +13,8 @@ from sandbox import faults as fault_table
 from sandbox.faults import Faults
 from sandbox.images import RealVllm
 from sandbox.kube import KubeClient
-from sandbox.state import DEFAULT_DIRECTORY, FAULTS_FILE, STATE_FILE, NotUp, is_up, read_kubeconfig, read_state
+from sandbox.kubeconfig import UnusableKubeconfig, read_kubeconfig
+from sandbox.state import DEFAULT_DIRECTORY, FAULTS_FILE, STATE_FILE, NotUp, is_up, read_state
 from sandbox.supervisor import end
 
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--users", type=float, default=0.0, metavar="RATE", help="streaming users, requests a second")
     up.add_argument("--seed", type=int, default=1, help="seed of the users (1)")
     up.add_argument("--kubeconfig", type=Path, help="attach to this Kubernetes API instead of the embedded one")
+    up.add_argument("--pod-cidr", default="", help="the pods' network, on an interface here; with --kubeconfig")
     up.add_argument("--engine", choices=("simulated", "vllm"), default="simulated")
     up.add_argument("--vllm-bin", type=Path, help="the vllm program, with --engine vllm")
     up.add_argument("--model", type=Path, help="the directory of its model, with --engine vllm")
@@ -59,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(options: argparse.Namespace) -> int:
     # Loaded here: the other commands must answer at once, without Google's client libraries.
+    from sandbox.addresses import UnusableNetwork
+    from sandbox.attach import CannotAttach
     from sandbox.embedded import Options
     from sandbox.up import AlreadyUp, run
 
@@ -68,6 +72,9 @@ def _up(options: argparse.Namespace) -> int:
             print("sandbox: --engine vllm needs --vllm-bin and --model", file=sys.stderr)
             return 2
         real = RealVllm(options.vllm_bin.resolve(), options.model.resolve())
+    if bool(options.kubeconfig) != bool(options.pod_cidr):
+        print("sandbox: --kubeconfig and --pod-cidr go together; see docs/sandbox.md, Attach", file=sys.stderr)
+        return 2
     wanted = Options(
         directory=options.dir,
         speed=options.speed,
@@ -76,11 +83,12 @@ def _up(options: argparse.Namespace) -> int:
         users_rate=options.users,
         seed=options.seed,
         kubeconfig=options.kubeconfig,
+        pod_cidr=options.pod_cidr,
         real_vllm=real,
     )
     try:
         return asyncio.run(run(wanted))
-    except (AlreadyUp, TimeoutError) as error:
+    except (AlreadyUp, CannotAttach, UnusableKubeconfig, UnusableNetwork, TimeoutError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 1
 
@@ -109,7 +117,7 @@ def _status(options: argparse.Namespace) -> int:
 async def _describe(state: dict[str, Any], directory: Path) -> list[str]:
     access = read_kubeconfig(Path(state["kubeconfig"]), directory)
     lines = [f"gateway {state['gateway_url']}  speed {state['speed']:g}  engine {state['engine']}"]
-    async with KubeClient(access.url, access.ca_file, access.token) as kube:
+    async with KubeClient(access) as kube:
         for route in await kube.list("httproutes"):
             refs = route["spec"]["rules"][0].get("backendRefs") or []
             shares = ", ".join(f"{ref['name']} {ref.get('weight', 1)}" for ref in refs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sandbox.container_env import expand, references, resolve
 from sandbox.container_types import Object, Prepared
 from sandbox.faults import Faults
 from sandbox.kube import KubeClient
+from sandbox.log_files import log_file
 from sandbox.pod_status import host_ip
 from sandbox.supervisor import Supervisor
 
@@ -24,7 +25,10 @@ INHERITED = ("LANG", "LC_ALL", "TZ", "TMPDIR")
 
 @dataclass(frozen=True)
 class Settings:
-    """What every pod of a sandbox shares; `kubeconfig` gives the file for a namespace and service account."""
+    """What every pod of a sandbox shares.
+
+    `kubeconfig` makes a pod's access: (namespace, service account, pod's uid) → the file; KubeError if it is refused.
+    """
 
     kube: KubeClient
     supervisor: Supervisor
@@ -32,8 +36,13 @@ class Settings:
     speed: float
     faults: Faults
     faults_file: Path
-    kubeconfig: Callable[[str, str], Path] | None = None
+    kubeconfig: Callable[[str, str, str], Awaitable[Path]] | None = None
     real_vllm: images.RealVllm | None = None
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the containers' logs."""
+        return self.directory / "pods"
 
 
 async def prepare(settings: Settings, pod: Object, node: Object, ip: str, container: Object) -> Prepared:
@@ -54,8 +63,7 @@ async def prepare(settings: Settings, pod: Object, node: Object, ip: str, contai
         real=settings.real_vllm,
     )
     home = settings.directory / "volumes" / metadata["uid"] / "home"
-    logs = settings.directory / "pods"
-    for folder in (home, logs):
+    for folder in (home, settings.logs):
         folder.mkdir(parents=True, exist_ok=True)
     env = {name: os.environ[name] for name in INHERITED if name in os.environ}
     env |= {"HOME": str(home), "HOSTNAME": metadata["name"], "PYTHONUNBUFFERED": "1"}
@@ -65,12 +73,13 @@ async def prepare(settings: Settings, pod: Object, node: Object, ip: str, contai
     else:
         env |= {name: volumes.rewrite(value, mounts) for name, value in given.items()}
         argv = [volumes.rewrite(word, mounts) for word in run.argv]
-        if settings.kubeconfig is not None:
+        if settings.kubeconfig is not None and pod["spec"].get("automountServiceAccountToken", True):
             account = pod["spec"].get("serviceAccountName") or "default"
-            env["KUBECONFIG"] = str(settings.kubeconfig(metadata["namespace"], account))
+            env["KUBECONFIG"] = str(await settings.kubeconfig(metadata["namespace"], account, metadata["uid"]))
     # The project's own programs come first, whatever PATH the image would have had.
     env["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    return Prepared(argv, env, home, logs / f"{metadata['namespace']}_{metadata['name']}_{container['name']}.log")
+    log = log_file(settings.logs, metadata["namespace"], metadata["name"], container["name"])
+    return Prepared(argv, env, home, log)
 
 
 async def _fetch(kube: KubeClient, pod: Object, container: Object) -> dict[tuple[str, str], dict[str, bytes]]:

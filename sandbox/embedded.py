@@ -6,23 +6,21 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from google.cloud import container_v1
 
 from sandbox import workload
-from sandbox.addresses import free_port
-from sandbox.api import Api
-from sandbox.api.http import serve
+from sandbox.addresses import KUBELET, free_port
 from sandbox.clock import SystemClock
+from sandbox.cluster import ADMIN, HOST, Cluster, EmbeddedApi, attach
 from sandbox.container_launch import Settings
-from sandbox.controllers import Manager
 from sandbox.faults import Faults
 from sandbox.gateway import run_gateway
 from sandbox.gke.core import GkeCloud
@@ -30,26 +28,18 @@ from sandbox.gke.nodes import KubeNodes, is_ours
 from sandbox.gke.server import run_cloud, serve_gke
 from sandbox.gke.tokens import TokenIssuer, serve_tokens
 from sandbox.images import RealVllm
-from sandbox.kube import KubeClient, KubeError
+from sandbox.kube import APPLY, KubeClient, KubeError
+from sandbox.kubeconfig import Access, write_kubeconfig
 from sandbox.node import NodeAgent
 from sandbox.others import run_others
-from sandbox.pki import CertificateAuthority
+from sandbox.pki import VALIDITY, CertificateAuthority, Issued
 from sandbox.pods import cancel
-from sandbox.state import (
-    FAULTS_FILE,
-    STATE_FILE,
-    Access,
-    read_kubeconfig,
-    write_kubeconfig,
-    write_state,
-)
+from sandbox.state import FAULTS_FILE, STATE_FILE, write_state
 from sandbox.supervisor import USERS, Supervisor, start_time
 
-HOST = "127.0.0.1"
 PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
 SERVICE_ACCOUNT = f"airflow@{PROJECT}.iam.gserviceaccount.com"
-ADMIN, PARTS = "admin", "system:sandbox"
-READY_S = 120.0
+READY_S, REAL_ENGINE_READY_S = 120.0, 1200.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,8 @@ class Options:
     replicas: int = 2
     users_rate: float = 0.0
     seed: int = 1
-    kubeconfig: Path | None = None
+    kubeconfig: Path | None = None  # with it, `pod_cidr` is needed too
+    pod_cidr: str = ""
     real_vllm: RealVllm | None = None
 
 
@@ -81,7 +72,6 @@ class Sandbox:
         self.error: BaseException | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closers = contextlib.AsyncExitStack()
-        self._tokens: dict[str, str] = {}
         self._agent: NodeAgent | None = None
 
     async def start(self) -> None:
@@ -93,12 +83,13 @@ class Sandbox:
         key_file = self.directory / "service-account.json"
         key_file.write_text(json.dumps(self.issuer.new_service_account_key(SERVICE_ACCOUNT, PROJECT)))
         key_file.chmod(0o600)
-        admin = await self._kubernetes(authority, tls)
-        parts = Access(admin.url, admin.ca_file, self._token(PARTS) if not self.options.kubeconfig else admin.token)
-        kube = await self._closers.enter_async_context(KubeClient(parts.url, parts.ca_file, parts.token))
+        cluster = await self._cluster(authority, tls)
+        admin, network = cluster.admin, cluster.network
+        write_kubeconfig(self.directory / "kubeconfig", admin, ADMIN, workload.NAMESPACE)
+        kube = await self._closers.enter_async_context(KubeClient(cluster.parts))
         gke_port = await self._cloud(kube, tls, admin)
-        agent = self._node_agent(kube, admin)
-        gateway_address = f"{agent.prefix}.1"
+        await self._node_agent(kube, cluster, authority)
+        gateway_address = str(network[1])
         port = free_port(gateway_address)
         envoy = self.directory / "envoy"
         self._run("gateway", run_gateway(kube, envoy, gateway_address, self.clock, self.options.speed, self.faults))
@@ -130,7 +121,7 @@ class Sandbox:
             "engine": "vllm" if self.options.real_vllm else "simulated",
             "faults_file": str(self.directory / FAULTS_FILE),
             "users_file": str(self.directory / "users.json") if self.options.users_rate else None,
-            "ports": {"api": int(admin.url.rpartition(":")[2]), "gke": gke_port, "gateway": port},
+            "ports": {"api": urlsplit(admin.url).port or 443, "gke": gke_port, "gateway": port},
         }
         write_state(self.directory, self.state)
         await self._create_objects(kube, port)
@@ -138,26 +129,16 @@ class Sandbox:
 
     # The parts
 
-    async def _kubernetes(self, authority: CertificateAuthority, tls: Any) -> Access:
-        """Serve the embedded API with its controllers, or take the one that a kubeconfig names."""
-        kubeconfig = self.directory / "kubeconfig"
+    async def _cluster(self, authority: CertificateAuthority, tls: Issued) -> Cluster:
         if self.options.kubeconfig is not None:
-            access = read_kubeconfig(self.options.kubeconfig, self.directory)
-            write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)
-            return access
-        api = Api(self.clock, superusers=(ADMIN, PARTS))
-        logs = self.directory / "pods"
-        server = await serve(
-            api, HOST, 0, tls.cert, tls.key, self.issuer.authenticate, logs_dir=logs, faults=self.faults
-        )
-        self._closers.push_async_callback(server.close)
-        self._run("controllers", Manager(api, self.clock, self.options.speed).run())
-        url = f"https://{HOST}:{server.port}"
-        access = Access(url, str(authority.cert_path), self._token(ADMIN))
-        write_kubeconfig(kubeconfig, access, ADMIN, workload.NAMESPACE)
-        return access
+            return await attach(self.options.kubeconfig, self.options.pod_cidr, self.directory)
+        api_server = EmbeddedApi(self.clock, self.options.speed, self.issuer, self.faults)
+        self._closers.push_async_callback(api_server.close)
+        cluster = await api_server.serve(self.supervisor.identity, authority.cert_path, tls)
+        self._run("controllers", api_server.run_controllers())
+        return cluster
 
-    async def _cloud(self, kube: KubeClient, tls: Any, admin: Access) -> int:
+    async def _cloud(self, kube: KubeClient, tls: Issued, admin: Access) -> int:
         """Serve the GKE API with the pools that are there from the start; return its port."""
         nodes = KubeNodes(kube, print)
         cloud = GkeCloud(
@@ -180,11 +161,17 @@ class Sandbox:
             pool = container_v1.NodePool(name=name, initial_node_count=count, config=config, locations=[ZONE])
             cloud.add_running_pool(pool)
         server = await serve_gke(cloud, HOST, 0, tls, self.issuer.authenticate)
+        self._closers.push_async_callback(nodes.remove_all)
         self._closers.push_async_callback(server.stop)
         self._run("cloud", run_cloud(cloud, nodes))
         return server.port
 
-    def _node_agent(self, kube: KubeClient, admin: Access) -> NodeAgent:
+    async def _node_agent(self, kube: KubeClient, cluster: Cluster, authority: CertificateAuthority) -> None:
+        async def pod_access(namespace: str, account: str, uid: str) -> Path:
+            token = await kube.request_token(namespace, account, int(VALIDITY.total_seconds()))
+            access = Access(cluster.admin.url, cluster.admin.ca_file, token)
+            return write_kubeconfig(self.directory / "volumes" / uid / "kubeconfig", access, account, namespace)
+
         settings = Settings(
             kube,
             self.supervisor,
@@ -192,41 +179,24 @@ class Sandbox:
             self.options.speed,
             self.faults,
             self.directory / FAULTS_FILE,
-            kubeconfig=lambda namespace, account: self._account_kubeconfig(admin, namespace, account),
+            kubeconfig=pod_access,
             real_vllm=self.options.real_vllm,
         )
-        agent = NodeAgent(settings, owns=is_ours)
-        self._agent = agent
-        self._run("node agent", agent.run())
-        return agent
-
-    def _account_kubeconfig(self, admin: Access, namespace: str, account: str) -> Path:
-        """Return the kubeconfig of a service account, made when its first pod starts."""
-        path = self.directory / "kubeconfigs" / f"{namespace}_{account}"
-        if not path.exists():
-            # An attached API server knows nothing of our tokens: there every pod acts as the given user.
-            user = f"system:serviceaccount:{namespace}:{account}"
-            token = admin.token if self.options.kubeconfig else self._token(user)
-            write_kubeconfig(path, Access(admin.url, admin.ca_file, token), account, namespace)
-        return path
-
-    def _token(self, user: str) -> str:
-        if user not in self._tokens:
-            self._tokens[user] = secrets.token_urlsafe(32)
-            self.issuer.add_static(self._tokens[user], user)
-        return self._tokens[user]
+        self._agent = NodeAgent(settings, cluster.network, owns=is_ours)
+        address = str(cluster.network[KUBELET])
+        await self._agent.kubelet.start(address, authority.issue("kubelet", [address]))
+        self._run("node agent", self._agent.run())
 
     def _objects(self, gateway_port: int) -> list[dict[str, Any]]:
         return workload.bootstrap_objects(gateway_port, self.options.workloads, self.options.replicas)
 
     async def _create_objects(self, kube: KubeClient, gateway_port: int) -> None:
         for item in self._objects(gateway_port):
-            resource, namespace, name = workload.address(item)
+            resource, _, name = workload.address(item)
             try:
-                await kube.create(resource, namespace, item)
+                await _create_or_apply(kube, item)
             except KubeError as error:
-                if error.code != 409:
-                    raise RuntimeError(f"cannot create {resource}/{name}: {error}") from error
+                raise RuntimeError(f"cannot create {resource}/{name}: {error}") from error
 
     def _run(self, name: str, part: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(part, name=name)
@@ -241,8 +211,9 @@ class Sandbox:
 
     # Readiness, users, the end
 
-    async def wait_ready(self, deadline_s: float = READY_S) -> None:
+    async def wait_ready(self) -> None:
         """Wait until every workload answers through the gateway; raises TimeoutError or the part's error."""
+        deadline_s = REAL_ENGINE_READY_S if self.options.real_vllm else READY_S
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
         url = f"{self.state['gateway_url']}/v1/models"
@@ -279,6 +250,17 @@ class Sandbox:
                 await self._agent.stop()
         await self._closers.aclose()
         (self.directory / STATE_FILE).unlink(missing_ok=True)
+
+
+async def _create_or_apply(kube: KubeClient, item: dict[str, Any]) -> None:
+    """Create an object; one that an earlier sandbox has left on this API server is put back to what it was."""
+    resource, namespace, name = workload.address(item)
+    try:
+        await kube.create(resource, namespace, item)
+    except KubeError as error:
+        if error.code != 409:
+            raise
+        await kube.patch(resource, namespace, name, item, APPLY)
 
 
 async def _answers(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
@@ -13,9 +12,10 @@ from urllib.parse import urlencode
 import aiohttp
 
 from sandbox.api.resources import BY_PLURAL
+from sandbox.kubeconfig import Access
 
 Object = dict[str, Any]
-MERGE = "application/merge-patch+json"
+MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _MAX_PAUSE_S = 5.0
 
 
@@ -31,12 +31,12 @@ class KubeError(Exception):
 class KubeClient:
     """An asynchronous client by plural names; use it as a context manager, or close() it."""
 
-    def __init__(self, base_url: str, ca_file: str | None, token: str | None, timeout_s: float = 10.0) -> None:
-        self._base = base_url.rstrip("/")
-        self._ca_file = ca_file
+    def __init__(self, access: Access, timeout_s: float = 10.0) -> None:
+        self._access = access
+        self._base = access.url.rstrip("/")
         self._headers = {"User-Agent": "sandbox"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        if access.token:
+            self._headers["Authorization"] = f"Bearer {access.token}"
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
 
@@ -64,13 +64,13 @@ class KubeClient:
 
     async def create(self, resource: str, namespace: str | None, obj: Object) -> Object:
         """Create an object; KubeError 409 if it is there."""
-        return await self._call("POST", self.path(resource, namespace), obj)
+        return await self.call("POST", self.path(resource, namespace), obj)
 
     async def update(
         self, resource: str, namespace: str | None, name: str, obj: Object, subresource: str | None = None
     ) -> Object:
         """Replace an object; KubeError 409 if its resourceVersion is stale."""
-        return await self._call("PUT", self.path(resource, namespace, name, subresource), obj)
+        return await self.call("PUT", self.path(resource, namespace, name, subresource), obj)
 
     async def patch(
         self,
@@ -84,10 +84,10 @@ class KubeClient:
     ) -> Object:
         """Patch an object; an apply takes fields from other managers."""
         query = {"fieldManager": manager}
-        if content_type.startswith("application/apply-patch"):
+        if content_type == APPLY:
             query["force"] = "true"
         path = self.path(resource, namespace, name, subresource) + _query(query)
-        return await self._call("PATCH", path, body, content_type)
+        return await self.call("PATCH", path, body, content_type)
 
     async def delete(
         self,
@@ -154,6 +154,28 @@ class KubeClient:
                 pause = min(_MAX_PAUSE_S, pause * 2 or 0.1)
             await asyncio.sleep(pause)
 
+    async def request_token(self, namespace: str, account: str, lifetime_s: int) -> str:
+        """Return a token of a service account (TokenRequest); KubeError 404 if there is no such account."""
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": lifetime_s},
+        }
+        made = await self.call("POST", self.path("serviceaccounts", namespace, account, "token"), body)
+        return str(made["status"]["token"])
+
+    async def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
+        """Make one call and return its JSON; KubeError if it is refused."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": content_type} if data is not None else {}
+        async with self._open().request(
+            method, self._base + path, data=data, headers=headers, timeout=self._timeout
+        ) as answer:
+            text = await answer.text()
+            if answer.status >= 400:
+                raise _refusal(answer.status, text)
+            return json.loads(text)
+
     # Underneath
 
     @staticmethod
@@ -167,27 +189,14 @@ class KubeClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            context: ssl.SSLContext | bool = True
-            if self._ca_file:
-                context = ssl.create_default_context(cafile=self._ca_file)
-            connector = aiohttp.TCPConnector(ssl=context, limit=0)
+            tls = self._access.tls() if self._base.startswith("https:") else True
+            connector = aiohttp.TCPConnector(ssl=tls, limit=0)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self._session
 
-    async def _call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": kind} if data is not None else {}
-        async with self._open().request(
-            method, self._base + path, data=data, headers=headers, timeout=self._timeout
-        ) as answer:
-            text = await answer.text()
-            if answer.status >= 400:
-                raise _refusal(answer.status, text)
-            return json.loads(text)
-
     async def _or_none(self, method: str, path: str, body: Any = None) -> Any:
         try:
-            return await self._call(method, path, body)
+            return await self.call(method, path, body)
         except KubeError as error:
             if error.code == 404:
                 return None
@@ -195,7 +204,7 @@ class KubeClient:
 
     async def _list(self, resource: str, namespace: str | None, labels: str | None) -> tuple[list[Object], str]:
         query = _query({"labelSelector": labels} if labels else {})
-        answer = await self._call("GET", self.path(resource, namespace) + query)
+        answer = await self.call("GET", self.path(resource, namespace) + query)
         kind = BY_PLURAL[resource]
         items = answer["items"]
         for item in items:

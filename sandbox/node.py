@@ -1,7 +1,8 @@
 """Be the kubelet of every node: run the pods that are bound to nodes as local processes.
 
-The agent only talks to a Kubernetes API. It watches nodes and pods; a pod bound to a node that exists gets
-a `sandbox.pods.Pod`, which lives until its object is deleted or its node vanishes.
+The agent only talks to a Kubernetes API, which in turn asks its endpoint for logs. It watches nodes and
+pods; a pod bound to a node that exists gets a `sandbox.pods.Pod`, which lives until its object is deleted
+or its node vanishes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from ipaddress import IPv4Network
 
 from sandbox.addresses import Addresses
 from sandbox.container_launch import Settings
 from sandbox.container_types import Object
+from sandbox.heartbeats import Heartbeats
+from sandbox.kubelet import Kubelet
 from sandbox.pod_status import FINAL_PHASES
 from sandbox.pods import Pod
 from sandbox.power import ends_pods_within_s, is_off
@@ -24,6 +28,7 @@ class NodeAgent:
     def __init__(
         self,
         settings: Settings,
+        network: IPv4Network,
         *,
         owns: Callable[[Object], bool] = lambda node: True,
         log: Callable[[str], None] = print,
@@ -32,25 +37,30 @@ class NodeAgent:
         self.pods: dict[str, Pod] = {}
         self._owns = owns
         self._log = log
-        self._addresses = Addresses(settings.supervisor.identity)
+        self._addresses = Addresses(network)
         self._nodes: dict[str, Object] = {}
+        self.kubelet = Kubelet(settings.logs, self.is_running)
+        self._heartbeats = Heartbeats(settings.kube, self._nodes, self.kubelet.status, log)
         self._objects: dict[str, Object] = {}  # every pod that is bound to a node, by uid
         self._pulled: dict[str, set[str]] = {}
         self._synced: set[str] = set()
 
-    @property
-    def prefix(self) -> str:
-        """Return the first three numbers of this sandbox's addresses."""
-        return self._addresses.prefix
+    def is_running(self, namespace: str, name: str, container: str) -> bool:
+        """Tell whether a container's process runs."""
+        return any(
+            (pod.namespace, pod.name) == (namespace, name) and pod.is_running(container) for pod in self.pods.values()
+        )
 
     async def run(self) -> None:
         """Watch and act until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch("nodes", self._on_node))
             group.create_task(self._watch("pods", self._on_pod))
+            group.create_task(self._heartbeats.run())
 
     async def stop(self) -> None:
-        """End the processes of all pods at once; their objects stay. Call it after run() was cancelled."""
+        """End the endpoint and the processes of all pods at once; their objects stay. First cancel run()."""
+        await self.kubelet.close()
         await asyncio.gather(*(pod.close() for pod in self.pods.values()))
 
     async def _watch(self, resource: str, act: Callable[[str, Object], None]) -> None:
@@ -69,6 +79,7 @@ class NodeAgent:
             if self._owns(node):
                 self._nodes[name] = node
                 self._look_at_power(node)
+                self._heartbeats.look()
                 self._look_at_all()
             return
         self._nodes.pop(name, None)
@@ -115,13 +126,18 @@ class NodeAgent:
             return  # nobody is there to start or end anything
         deleted = "deletionTimestamp" in item["metadata"]
         pod = self.pods.get(uid)
-        if pod is None and node is not None:
+        if pod is None and node is not None and self._is_registered(node):
             if (item.get("status") or {}).get("phase") in FINAL_PHASES and not deleted:
                 return
             pod = self._adopt(item, node)
         if pod is not None and deleted:
             grace = item["metadata"].get("deletionGracePeriodSeconds")
             pod.terminate(pod.grace_s if grace is None else float(grace))
+
+    def _is_registered(self, node: Object) -> bool:
+        """Tell whether the node's status says where its kubelet is, which the heartbeats see to."""
+        status = node.get("status") or {}
+        return all(status.get(key) == value for key, value in self.kubelet.status().items())
 
     def _adopt(self, item: Object, node: Object) -> Pod:
         pulled = self._pulled.setdefault(node["metadata"]["name"], set())

@@ -10,7 +10,7 @@ FINAL_PHASES = ("Succeeded", "Failed")
 
 
 def host_ip(node: Object) -> str:
-    """Return the node's internal address; nodes of the sandbox have none but the loopback one."""
+    """Return the node's internal address; a node of the sandbox has one when its kubelet has said so."""
     addresses = (node.get("status") or {}).get("addresses") or []
     return next((a["address"] for a in addresses if a["type"] == "InternalIP"), "127.0.0.1")
 

@@ -230,6 +230,10 @@ class Pod:
         await cancel(self._runner, self._publisher, *self._events)
         await self._kill()
 
+    def is_running(self, container: str) -> bool:
+        """Tell whether the process of a container runs."""
+        return any(c.name == container and "running" in c.status.state for c in [*self.inits, *self.mains])
+
     # What is published
 
     def changed(self) -> None:

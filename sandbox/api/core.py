@@ -34,6 +34,8 @@ from .writes import Writer
 
 PodProxy = Callable[[str, str, int, Request], Response]
 PodLogs = Callable[[str, str, str, dict[str, str]], bytes]
+# (user, seconds) → a bearer token, and the Unix time when it ends.
+TokenIssuer = Callable[[str, float], tuple[str, float]]
 Subscriber = Callable[[str, str, Object], None]
 
 _BOOTSTRAP = ("default", "kube-node-lease", "kube-public", "kube-system")
@@ -55,6 +57,7 @@ class Api:
         self.authorizer = Authorizer(self.store, superusers)
         self.pod_proxy: PodProxy | None = None
         self.pod_logs: PodLogs | None = None
+        self.issue_token: TokenIssuer | None = None
         for name in _BOOTSTRAP:
             body = {"metadata": {"name": name}}
             self.writer.create(BY_PLURAL["namespaces"], "", body, Options("sandbox"))
@@ -246,6 +249,9 @@ class Api:
         if name == "binding" and method == "POST":
             subresources.bind(self.store, route.namespace, route.name, params.body(request))
             return _ok(dumps(_SUCCESS), 201)
+        if name == "token" and method == "POST" and self.issue_token is not None:
+            account = self.entry(route)
+            return _ok(dumps(subresources.request_token(account, params.body(request), self.issue_token)), 201)
         if name == "log" and method == "GET" and self.pod_logs is not None:
             container = log_container(self.entry(route), request.query)
             text = self.pod_logs(route.namespace, route.name, container, request.query)

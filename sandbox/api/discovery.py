@@ -26,6 +26,12 @@ _SUBRESOURCE_VERBS = {
     "proxy": ("create", "delete", "get", "patch", "update"),
     "eviction": ("create",),
     "binding": ("create",),
+    "token": ("create",),
+}
+_SUBRESOURCE_KINDS = {
+    "eviction": ("policy", "v1", "Eviction"),
+    "scale": ("autoscaling", "v1", "Scale"),
+    "token": ("authentication.k8s.io", "v1", "TokenRequest"),
 }
 
 
@@ -51,13 +57,12 @@ def _listed(resource: Resource) -> list[Object]:
             "name": f"{resource.plural}/{name}",
             "singularName": "",
             "namespaced": resource.namespaced,
-            "kind": {"eviction": "Eviction", "binding": "Binding"}.get(name, resource.kind),
+            "kind": "Binding" if name == "binding" else resource.kind,
             "verbs": list(_SUBRESOURCE_VERBS.get(name, _WITHOUT_OBJECT)),
         }
-        if name == "scale":
-            sub |= {"group": "autoscaling", "version": "v1", "kind": "Scale"}
-        if name == "eviction":
-            sub |= {"group": "policy", "version": "v1"}
+        if name in _SUBRESOURCE_KINDS:
+            group, version, kind = _SUBRESOURCE_KINDS[name]
+            sub |= {"group": group, "version": version, "kind": kind}
         listed.append(sub)
     return listed
 

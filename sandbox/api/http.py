@@ -15,7 +15,7 @@ from yarl import URL
 from sandbox.faults import FaultSource, NoFaults
 
 from .core import Api, log_container, proxy_target
-from .logs import follow, initial_log
+from .kubelets import log_url, refusal
 from .messages import ApiError, Request, Response, bad_request, unauthorized
 from .params import wants_watch
 from .routes import Route
@@ -52,14 +52,12 @@ class Server:
         self,
         api: Api,
         authenticate: Authenticate,
-        logs_dir: Path | None,
         superusers: Iterable[str],
         faults: FaultSource,
     ) -> None:
         self._api = api
         self._authenticate = authenticate
         self._trouble = Trouble(faults, time.monotonic)
-        self._logs_dir = logs_dir
         self._runner: web.ServerRunner | None = None
         self._proxy: aiohttp.ClientSession | None = None
         self._closing = asyncio.Event()
@@ -176,32 +174,18 @@ class Server:
         self._api.authorize(request, route)
         entry = self._api.entry(route)
         container = log_container(entry, request.query)
-        if self._logs_dir is None:
-            return _plain(self._api.handle(request))
-        previous = request.query.get("previous") == "true"
-        end = ".previous.log" if previous else ".log"
-        path = self._logs_dir / f"{route.namespace}_{route.name}_{container}{end}"
-        if not path.exists():
-            if previous:
-                where = f'container "{container}" in pod "{route.name}"'
-                raise bad_request(f"previous terminated {where} not found")
-            raise bad_request(f'container "{container}" in pod "{route.name}" is waiting to start: ContainerCreating')
-        stream = web.StreamResponse(headers={"Content-Type": "text/plain"})
-        stream.enable_chunked_encoding()
-        await stream.prepare(http)
-        text, position = initial_log(path, request.query)
-        await stream.write(text)
-        if request.query.get("follow") == "true" and not previous:
-            async for chunk in follow(path, position, lambda: self._logging(route)):
-                await stream.write(chunk)
-        await stream.write_eof()
-        return stream
-
-    def _logging(self, route: Route) -> bool:
-        entry = self._api.store.get("pods", route.namespace, route.name)
-        if entry is None or self._closing.is_set():
-            return False
-        return entry.obj["status"].get("phase") not in ("Succeeded", "Failed")
+        url = log_url(self._api.store, entry, container, request.query)
+        if url is None:
+            return web.Response(text="")
+        try:
+            # As the real server unless it is told of an authority: kubelets sign their own certificates.
+            answer = await self._session().get(url, ssl=False)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = f'Get "{url}": dial tcp {URL(url).host}:{URL(url).port}: {_dial_error(error)}'
+            raise ApiError(500, "InternalError", f"Internal error occurred: {why}") from None
+        if answer.status >= 400:
+            raise refusal(answer.status, await answer.text())
+        return await _stream(http, answer)
 
     async def _forward(self, http: web.BaseRequest, request: Request, route: Route) -> web.StreamResponse:
         self._api.authorize(request, route)
@@ -218,31 +202,40 @@ class Server:
     async def _relay(
         self, http: web.BaseRequest, url: str, headers: dict[str, str], body: bytes | None
     ) -> web.StreamResponse:
-        if self._proxy is None:
-            raise RuntimeError("the server has not been started")
         target = URL(url, encoded=True)
         try:
-            call = self._proxy.request(http.method, target, headers=headers, data=body, allow_redirects=False)
-            answer = await call
+            answer = await self._session().request(
+                http.method, target, headers=headers, data=body, allow_redirects=False
+            )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = f"dial tcp {target.host}:{target.port}: {_dial_error(error)}"
             raise ApiError(503, "ServiceUnavailable", f"error trying to reach service: {why}") from None
-        try:
-            out = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
-            stream = web.StreamResponse(status=answer.status, headers=out)
-            if answer.content_length is not None and http.method != "HEAD":
-                stream.content_length = answer.content_length
-            await stream.prepare(http)
-            async for chunk in answer.content.iter_any():
-                await stream.write(chunk)
-            await stream.write_eof()
-            return stream
-        except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            # The pod died in the middle: the client must see a cut stream, not a clean end.
-            _break_off(http)
-            return stream
-        finally:
-            answer.close()
+        return await _stream(http, answer)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._proxy is None:
+            raise RuntimeError("the server has not been started")
+        return self._proxy
+
+
+async def _stream(http: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Hand an answer on as it comes."""
+    try:
+        out = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
+        stream = web.StreamResponse(status=answer.status, headers=out)
+        if answer.content_length is not None and http.method != "HEAD":
+            stream.content_length = answer.content_length
+        await stream.prepare(http)
+        async for chunk in answer.content.iter_any():
+            await stream.write(chunk)
+        await stream.write_eof()
+        return stream
+    except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+        # The pod died in the middle: the client must see a cut stream, not a clean end.
+        _break_off(http)
+        return stream
+    finally:
+        answer.close()
 
 
 def _break_off(http: web.BaseRequest) -> None:
@@ -288,19 +281,18 @@ async def serve(
     tls_key: str | Path | None,
     authenticate: Authenticate,
     *,
-    logs_dir: str | Path | None = None,
     superusers: Iterable[str] = (),
     faults: FaultSource | None = None,
 ) -> Server:
     """Serve `api` on host:port (0 picks one); plain HTTP if no certificate is given.
 
-    `authenticate` maps a bearer token (or None) to a user's name, or to None: 401. Pod logs are read
-    from `logs_dir`/NAMESPACE_POD_CONTAINER.log. `faults` may put the server in trouble.
+    `authenticate` maps a bearer token (or None) to a user's name, or to None: 401. Pod logs come from
+    the kubelet's endpoint that the pod's node names. `faults` may put the server in trouble.
     """
     context = None
     if tls_cert is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(tls_cert, tls_key)
-    server = Server(api, authenticate, Path(logs_dir) if logs_dir else None, superusers, faults or NoFaults())
+    server = Server(api, authenticate, superusers, faults or NoFaults())
     await server.start(host, port, context)
     return server

@@ -115,7 +115,7 @@ RESOURCES: tuple[Resource, ...] = (
     _core("services", "Service", short=("svc",), subresources=STATUS),
     _core("configmaps", "ConfigMap", short=("cm",)),
     _core("secrets", "Secret"),
-    _core("serviceaccounts", "ServiceAccount", short=("sa",)),
+    _core("serviceaccounts", "ServiceAccount", short=("sa",), subresources=("token",)),
     _core("nodes", "Node", namespaced=False, short=("no",), subresources=STATUS),
     _core("events", "Event", model="CoreV1Event", short=("ev",), upsert=True),
     _core("persistentvolumeclaims", "PersistentVolumeClaim", short=("pvc",), subresources=STATUS),

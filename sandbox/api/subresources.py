@@ -1,18 +1,22 @@
-"""Serve the subresources that are objects of their own: scale, eviction, binding."""
+"""Serve the subresources that are objects of their own: scale, eviction, binding, tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from . import validation
 from .deletes import eviction_allowed
 from .kinds import Options
-from .messages import Object, bad_request, conflict, invalid, not_found
+from .messages import Object, bad_request, conflict, invalid, invalid_of, not_found
 from .patch import JSON_PATCH, json_patch, merge_patch
 from .resources import BY_PLURAL, Resource
 from .selectors import selector_text
 from .store import Entry, Store
+from .times import stamp
 from .writes import Writer
+
+MIN_TOKEN_S = 600
 
 
 def scale_of(obj: Object) -> Object:
@@ -102,3 +106,27 @@ def evict(store: Store, namespace: str, name: str, dry_run: bool) -> None:
     if entry is None:
         raise not_found(BY_PLURAL["pods"], name)
     eviction_allowed(store, entry.obj, dry_run)
+
+
+def request_token(account: Entry, body: Any, issue: Callable[[str, float], tuple[str, float]]) -> Object:
+    """Answer a TokenRequest for a service account; nothing is stored."""
+    meta = account.obj["metadata"]
+    if not isinstance(body, dict) or body.get("kind") not in (None, "TokenRequest"):
+        raise bad_request("the body of the request is not a TokenRequest")
+    spec = {"audiences": ["https://kubernetes.default.svc"], "expirationSeconds": 3600, **(body.get("spec") or {})}
+    if spec["expirationSeconds"] < MIN_TOKEN_S:
+        cause = validation.wrong(
+            "spec.expirationSeconds", spec["expirationSeconds"], "may not specify a duration less than 10 minutes"
+        )
+        title = f'TokenRequest.authentication.k8s.io "{meta["name"]}"'
+        details: Object = {"name": meta["name"], "group": "authentication.k8s.io", "kind": "TokenRequest"}
+        raise invalid_of(title, details, [cause])
+    user = f"system:serviceaccount:{meta['namespace']}:{meta['name']}"
+    token, expires = issue(user, spec["expirationSeconds"])
+    return {
+        "kind": "TokenRequest",
+        "apiVersion": "authentication.k8s.io/v1",
+        "metadata": {"name": meta["name"], "namespace": meta["namespace"], "creationTimestamp": None},
+        "spec": spec,
+        "status": {"token": token, "expirationTimestamp": stamp(expires)},
+    }

@@ -10,6 +10,7 @@ from sandbox.api.core import Api
 from sandbox.api.store import Change
 from sandbox.clock import Clock
 
+from .accounts import ServiceAccountController
 from .autoscalers import AutoscalerController
 from .base import Cluster, Controller
 from .budgets import BudgetController
@@ -27,6 +28,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     GarbageCollector,
     NamespaceController,
     DefinitionController,
+    ServiceAccountController,
     NodeController,
     AutoscalerController,
     DeploymentController,

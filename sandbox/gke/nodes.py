@@ -15,6 +15,7 @@ from google.cloud import container_v1
 from sandbox.gke.machines import MACHINES
 
 POOL_LABEL = "cloud.google.com/gke-nodepool"
+PROVIDER = "gce://sandbox/"  # no project of Google's has that name
 NOT_READY_TAINT = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 Node = dict[str, Any]
 
@@ -67,7 +68,7 @@ def build_node(
         taints.append(dict(NOT_READY_TAINT))
     if cordoned:
         taints.append({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"})
-    spec: dict[str, Any] = {"providerID": f"gce://sandbox/{zone}/{name}", "taints": taints}
+    spec: dict[str, Any] = {"providerID": f"{PROVIDER}{zone}/{name}", "taints": taints}
     if cordoned:
         spec["unschedulable"] = True
     return {
@@ -159,7 +160,7 @@ class LocalNodes:
             current = self._client.create("nodes", node)
         else:
             current = self._client.update("nodes", merge_node(current, node))
-        self._client.update("nodes", {**current, "status": node["status"]}, subresource="status")
+        self._client.update("nodes", merge_status(current, node), subresource="status")
 
     def delete_node(self, name: str) -> None:
         if self._client.get("nodes", None, name) is not None:
@@ -170,24 +171,32 @@ class LocalNodes:
 
 
 def is_ours(node: Mapping[str, Any]) -> bool:
-    """Say whether a node belongs to one of the cloud's pools."""
-    return POOL_LABEL in (node["metadata"].get("labels") or {})
+    """Say whether a node belongs to one of this cloud's pools, and not to a real GKE cluster."""
+    pooled = POOL_LABEL in (node["metadata"].get("labels") or {})
+    return pooled and str((node.get("spec") or {}).get("providerID", "")).startswith(PROVIDER)
 
 
 def merge_node(current: Node, wanted: Node) -> Node:
-    """Return `current` with the cloud's labels, annotations and spec, keeping what others put on it.
+    """Return `current` with the cloud's labels, annotations, taints and cordon, keeping what others put on it.
 
-    The taints that Kubernetes' own node lifecycle controller has put on a node that is not ready stay.
+    Others' are further fields of the spec (podCIDR), and the taints that Kubernetes' own node lifecycle
+    controller has put on a node that is not ready.
     """
     metadata = dict(current["metadata"])
     for part in ("labels", "annotations"):
         if both := {**(metadata.get(part) or {}), **(wanted["metadata"].get(part) or {})}:
             metadata[part] = both
-    spec = dict(wanted["spec"])
+    kept_spec = {key: value for key, value in current["spec"].items() if key not in ("taints", "unschedulable")}
+    spec = {**kept_spec, **wanted["spec"]}
     if not any(each["type"] == "Ready" and each["status"] == "True" for each in wanted["status"].get("conditions", ())):
         kept = [each for each in current["spec"].get("taints") or [] if each["key"].startswith("node.kubernetes.io/")]
         spec["taints"] = [*(each for each in spec.get("taints") or [] if each not in kept), *kept]
     return {**current, "metadata": metadata, "spec": spec}
+
+
+def merge_status(current: Node, wanted: Node) -> Node:
+    """Return `current` with the machine's status, keeping what its kubelet said (addresses, endpoint)."""
+    return {**current, "status": {**(current.get("status") or {}), **wanted["status"]}}
 
 
 class KubeNodes(MemoryNodes):
@@ -236,4 +245,9 @@ class KubeNodes(MemoryNodes):
             current = await self._client.create("nodes", None, node)
         else:
             current = await self._client.update("nodes", None, name, merge_node(current, node))
-        await self._client.update("nodes", None, name, {**current, "status": node["status"]}, subresource="status")
+        await self._client.update("nodes", None, name, merge_status(current, node), subresource="status")
+
+    async def remove_all(self) -> None:
+        """Take the machines away for good, as far as the API server is there to hear of it."""
+        self.nodes.clear()
+        await self.flush()

@@ -93,11 +93,16 @@ class TokenIssuer:
     def exchange(self, assertion: str) -> tuple[str, float]:
         """Return an opaque token and its lifetime in seconds for a signed assertion, or raise InvalidGrantError."""
         email = self._verify(assertion, lambda claims: claims.get("aud") in (OAUTH_AUDIENCE, self.token_uri))
+        token, _ = self.issue(email, self._lifetime_s)
+        return token, self._lifetime_s
+
+    def issue(self, user: str, lifetime_s: float) -> tuple[str, float]:
+        """Return a new opaque token for `user`, and the Unix time when it ends."""
         now = self._clock.now()
         self._issued = {token: entry for token, entry in self._issued.items() if entry[1] > now}
         token = "ya29." + secrets.token_urlsafe(48)
-        self._issued[token] = (email, now + self._lifetime_s)
-        return token, self._lifetime_s
+        self._issued[token] = (user, now + lifetime_s)
+        return token, now + lifetime_s
 
     def authenticate(self, token: str | None) -> str | None:
         """Return the user that a bearer token stands for, or None if it stands for nobody (any more)."""

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from sandbox import watchdog
+from sandbox.addresses import loopback_network
 from sandbox.api import Api
 from sandbox.api.http import serve
 from sandbox.clock import SystemClock
 from sandbox.container_launch import Settings
 from sandbox.faults import Faults
 from sandbox.kube import KubeClient
+from sandbox.kubeconfig import Access
 from sandbox.node import NodeAgent
 from sandbox.supervisor import Supervisor
 
@@ -87,10 +89,10 @@ async def running(tmp_path: Path) -> AsyncIterator[World]:
     faults = Faults(tmp_path / "faults.json")
     async with (
         Supervisor(tmp_path / "logs") as supervisor,
-        KubeClient(f"http://127.0.0.1:{server.port}", None, None) as kube,
+        KubeClient(Access(f"http://127.0.0.1:{server.port}", None)) as kube,
     ):
         settings = Settings(kube, supervisor, tmp_path, SPEED, faults, tmp_path / "faults.json")
-        agent = NodeAgent(settings, log=lambda line: None)
+        agent = NodeAgent(settings, loopback_network(supervisor.identity), log=lambda line: None)
         node = await kube.create("nodes", None, NODE)
         await kube.update("nodes", None, "node-1", {**node, "status": NODE["status"]}, subresource="status")
         watching = asyncio.create_task(agent.run())

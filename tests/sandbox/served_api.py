@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from sandbox.api.times import stamp
 from sandbox.clock import SystemClock
 from sandbox.controllers import Manager
 from sandbox.kube import KubeClient
+from sandbox.kubeconfig import Access
+from sandbox.kubelet import Kubelet
+from sandbox.pki import Issued
 
 TOKENS = {"all": "admin", "none": "system:serviceaccount:inference:nobody"}
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -83,7 +86,7 @@ class Cluster:
     directory: Path
 
     def client(self, token: str | None = "all") -> KubeClient:
-        return KubeClient(self.url, str(self.ca), token)
+        return KubeClient(Access(self.url, str(self.ca), token))
 
     async def kubectl(self, *arguments: str, stdin: str = "") -> tuple[int, str]:
         """Run kubectl; return its exit code and what it wrote, errors included."""
@@ -129,15 +132,40 @@ async def serving(directory: Path) -> AsyncIterator[Cluster]:
     api = Api(clock)
     logs = directory / "pods"
     logs.mkdir()
-    server = await serve(api, "127.0.0.1", 0, certificate, key, lambda token: TOKENS.get(token or ""), logs_dir=logs)
+    server = await serve(api, "127.0.0.1", 0, certificate, key, lambda token: TOKENS.get(token or ""))
     manager = Manager(api, clock)
     running = asyncio.create_task(manager.run())
     local = LocalClient(api)
     local.create("namespaces", {"metadata": {"name": "inference"}})
+    endpoint = Kubelet(logs, lambda namespace, pod, _: _phase(local, namespace, pod) == "Running")
+    await endpoint.start("127.0.0.1", Issued(certificate, key))
+    stop = api.subscribe(_registrar(local, endpoint))
     yield Cluster(api, local, server, f"https://127.0.0.1:{server.port}", certificate, directory)
+    stop()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await endpoint.close()
     await server.close()
+
+
+def _phase(local: LocalClient, namespace: str, pod: str) -> str | None:
+    found = local.get("pods", namespace, pod)
+    return found["status"]["phase"] if found else None
+
+
+def _registrar(local: LocalClient, endpoint: Kubelet) -> Callable[[str, str, Object], None]:
+    """Let every new node name the kubelet's endpoint, as soon as the server is idle."""
+    loop = asyncio.get_running_loop()
+
+    def register(name: str) -> None:
+        if local.get("nodes", None, name) is not None:
+            local.patch("nodes", None, name, {"status": endpoint.status()}, subresource="status")
+
+    def observe(kind: str, resource: str, obj: Object) -> None:
+        if (kind, resource) == ("ADDED", "nodes"):
+            loop.call_soon(register, obj["metadata"]["name"])
+
+    return observe
 
 
 async def until(condition: object, what: str) -> None:

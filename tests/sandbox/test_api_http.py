@@ -270,12 +270,56 @@ async def test_logs_are_followed_until_the_pod_ends(cluster: Cluster) -> None:
             assert answer.status == 400
 
 
+async def test_logs_that_cannot_be_had_say_why(cluster: Cluster) -> None:
+    add_pod(cluster, "p", 8000)
+    url = f"{cluster.url}/api/v1/namespaces/inference/pods/p/log"
+    waiting = 'container "main" in pod "p" is waiting to start: ContainerCreating'
+    async with cluster.client() as client:
+        session = client._open()
+        async with session.get(url) as answer:
+            assert (answer.status, (await answer.json())["message"]) == (400, waiting)
+        async with session.get(f"{url}?previous=true") as answer:
+            assert "previous terminated container" in (await answer.json())["message"]
+        # The node's kubelet is not there any more.
+        gone = {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}}
+        cluster.local.patch("nodes", None, "n1", gone, subresource="status")
+        async with session.get(url) as answer:
+            status = await answer.json()
+            assert (answer.status, status["reason"]) == (500, "InternalError")
+            assert "https://127.0.0.1:1/containerLogs/inference/p/main" in status["message"]
+            assert status["message"].endswith("connect: connection refused")
+
+
+async def test_a_service_account_gets_tokens_that_stand_for_it(cluster: Cluster) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def issue(user: str, seconds: float) -> tuple[str, float]:
+        asked.append((user, seconds))
+        return "a-token", 1_800_000_000.0
+
+    cluster.api.issue_token = issue
+    async with cluster.client() as client:
+        await until(lambda: cluster.local.get("serviceaccounts", "inference", "default"), "the default account")
+        assert await client.request_token("inference", "default", 3600) == "a-token"
+        assert asked == [("system:serviceaccount:inference:default", 3600)]
+        with pytest.raises(KubeError, match="less than 10 minutes"):
+            await client.request_token("inference", "default", 60)
+        with pytest.raises(KubeError) as refused:
+            await client.request_token("inference", "nobody", 3600)
+        assert refused.value.code == 404
+    async with cluster.client("none") as client:
+        with pytest.raises(KubeError) as refused:
+            await client.request_token("inference", "default", 3600)
+        assert refused.value.code == 403
+
+
 @needs_kubectl
 async def test_kubectl_applies_scales_waits_and_deletes(cluster: Cluster) -> None:
     code, out = await cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(DEPLOYMENT))
     assert (code, out) == (0, "deployment.apps/web serverside-applied\n")
     await until(lambda: len(cluster.local.list("pods", "inference")) == 2, "pods")
-    cluster.local.create("nodes", {"metadata": {"name": "n1"}, "status": {"allocatable": {"cpu": "8", "pods": "110"}}})
+    allocatable = {"status": {"allocatable": {"cpu": "8", "pods": "110"}}}
+    cluster.local.patch("nodes", None, "n1", allocatable, subresource="status")
     code, out = await cluster.kubectl("scale", "deployment", "web", "--replicas=3")
     assert (code, out) == (0, "deployment.apps/web scaled\n")
     await until(lambda: len(cluster.local.list("pods", "inference")) == 3, "three pods")

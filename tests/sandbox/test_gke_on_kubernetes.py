@@ -20,6 +20,7 @@ from sandbox.gke.nodes import KubeNodes, LocalNodes
 from sandbox.gke.server import run_cloud
 from sandbox.gke.tokens import TokenIssuer
 from sandbox.kube import KubeClient
+from sandbox.kubeconfig import Access
 from sandbox.pki import CertificateAuthority
 
 GATEWAY, POD = "127.78.0.1", "127.78.1.1"
@@ -34,7 +35,7 @@ async def cluster(tmp_path):
     issuer.add_static("secret", "system:sandbox")
     tls = CertificateAuthority(tmp_path).issue("api", ["127.0.0.1"])
     server = await serve(api, "127.0.0.1", 0, tls.cert, tls.key, issuer.authenticate, superusers=["system:sandbox"])
-    client = KubeClient(f"https://127.0.0.1:{server.port}", str(tmp_path / "ca.crt"), "secret")
+    client = KubeClient(Access(f"https://127.0.0.1:{server.port}", str(tmp_path / "ca.crt"), "secret"))
     yield LocalClient(api), client
     await client.close()
     await server.close()

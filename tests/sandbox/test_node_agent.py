@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 from node_world import condition, ended, probe, ready, restarts, running, server, shell, state
+
+from sandbox.addresses import loopback_network
 
 
 @pytest.fixture
@@ -15,7 +19,7 @@ async def world(tmp_path):
 async def test_a_bound_pod_runs_and_gets_an_address_a_start_time_and_a_log(world):
     await world.pod("one", shell("echo hello from $HOSTNAME; exec sleep 1000"))
     pod = await world.until("one", lambda p: p["status"]["phase"] == "Running" and ready(p), "it runs")
-    assert pod["status"]["podIP"].startswith(world.agent.prefix)
+    assert IPv4Address(pod["status"]["podIP"]) in loopback_network(world.agent.settings.supervisor.identity)
     assert pod["status"]["hostIP"] == "10.0.0.7"
     assert pod["status"]["startTime"]
     assert "startedAt" in state(pod)["running"]

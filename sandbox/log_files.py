@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 POLL_S = 0.1
 
 
-def initial_log(path: Path, query: dict[str, str]) -> tuple[bytes, int]:
+def log_file(directory: Path, namespace: str, pod: str, container: str, *, previous: bool = False) -> Path:
+    """Return where a container's output is; `previous`: that of the run before its last restart."""
+    return directory / f"{namespace}_{pod}_{container}{'.previous' if previous else ''}.log"
+
+
+def initial_log(path: Path, query: Mapping[str, str]) -> tuple[bytes, int]:
     """Return the log as ?tailLines= and ?limitBytes= ask for it, and the offset where it ends."""
     data = path.read_bytes()
     position = len(data)
