@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--engine", choices=("simulated", "vllm"), default="simulated")
     up.add_argument("--vllm-bin", type=Path, help="the vllm program, with --engine vllm")
     up.add_argument("--model", type=Path, help="the directory of its model, with --engine vllm")
+    up.add_argument("--vllm-flags", default="", help="further flags for it, as one word: '--enforce-eager …'")
     command("down", _down, "end the sandbox and every process of it")
     status = command("status", _status, "show what runs")
     status.add_argument("--json", action="store_true", help="print state.json")
@@ -71,7 +73,7 @@ def _up(options: argparse.Namespace) -> int:
         if not (options.vllm_bin and options.model):
             print("sandbox: --engine vllm needs --vllm-bin and --model", file=sys.stderr)
             return 2
-        real = RealVllm(options.vllm_bin.resolve(), options.model.resolve())
+        real = RealVllm(options.vllm_bin.resolve(), options.model.resolve(), tuple(shlex.split(options.vllm_flags)))
     if bool(options.kubeconfig) != bool(options.pod_cidr):
         print("sandbox: --kubeconfig and --pod-cidr go together; see docs/sandbox.md, Attach", file=sys.stderr)
         return 2

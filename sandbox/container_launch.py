@@ -96,6 +96,8 @@ def _engine_env(
 ) -> dict[str, str]:
     labels = node["metadata"].get("labels") or {}
     accelerator = next((labels[label] for label in ACCELERATOR_LABELS if label in labels), "")
+    if settings.real_vllm is not None:
+        return {}  # what follows speaks to the simulated engine
     return {
         "PYTHONPATH": str(images.ROOT),
         "SANDBOX_POD_IP": ip,

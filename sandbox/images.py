@@ -29,10 +29,14 @@ _PORTABLE_FLAGS = (
 
 @dataclass(frozen=True)
 class RealVllm:
-    """A real vLLM to run instead of the simulated engine: its program and the model's directory."""
+    """A real vLLM to run instead of the simulated engine: its program, the model's directory, flags of its own.
+
+    Engines share this machine, and each takes nearly all of its memory unless a flag says otherwise.
+    """
 
     program: Path
     model: Path
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def _real_argv(real: RealVllm, argv: Sequence[str], pod_ip: str) -> list[str]:
         *(str(real.program), "serve", str(real.model), "--host", pod_ip),
         *("--served-model-name", *names),
         *kept,
+        *real.flags,
     ]
 
 

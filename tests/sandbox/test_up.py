@@ -7,50 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from sandbox_process import DEADLINE_S, eventually, running, sandbox
 
 from sandbox import watchdog, workload
 from sandbox.state import NotUp, is_up, read_state
-
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 90.0
-
-
-def eventually(condition, why: str):
-    until = time.monotonic() + DEADLINE_S
-    while time.monotonic() < until:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    pytest.fail(f"not within {DEADLINE_S} s: {why}")
-
-
-def sandbox(*arguments: str, **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, **more)
 
 
 @pytest.fixture
 def up(tmp_path):
     """Bring a sandbox up in a process of its own; yield (process, directory, state)."""
-    log = (tmp_path / "up.log").open("w")
-    process = sandbox("up", "--dir", str(tmp_path / "sb"), "--speed", "600", stdout=log, stderr=log)
-    directory = tmp_path / "sb"
-
-    def ready():
-        assert process.poll() is None, (tmp_path / "up.log").read_text()
-        return (directory / "state.json").exists() and read_state(directory)["ready"]
-
-    eventually(ready, "the sandbox is ready")
-    state = read_state(directory)
-    yield process, directory, state
-    process.kill()
-    process.wait()
-    log.close()
-    watchdog.sweep(state["id"])
+    with running(tmp_path) as started:
+        yield started
 
 
 def test_up_serves_the_workload_and_refuses_a_second_one_in_its_directory(up):
