@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from collections.abc import Callable, Mapping
 
@@ -51,10 +52,10 @@ class Heartbeats:
                 if due.get(name, 0.0) <= loop.time() and await self._renew(node):
                     due[name] = loop.time() + PERIOD_S
             due = {name: when for name, when in due.items() if name in self._nodes}
-            try:
-                await asyncio.wait_for(self._seen.wait(), PERIOD_S / 2)
-            except TimeoutError:
-                continue
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S / 2):
+                    await self._seen.wait()
 
     async def _tend(self, node: Object) -> None:
         """Write what is missing or was given up on; a node that is as it should be costs no call."""

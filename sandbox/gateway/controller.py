@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -79,10 +80,10 @@ class GatewayController:
             print(f"gateway: {type(error).__name__}: {error}; will repeat", file=sys.stderr, flush=True)
             self._changed.set()
             await asyncio.sleep(RETRY_S)
-        try:
-            await asyncio.wait_for(self._changed.wait(), POLL_S)
-        except TimeoutError:
-            return
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._changed.wait()
 
     # ----------------------------------------------------------------- watch
 

@@ -69,6 +69,12 @@ class World:
             await asyncio.sleep(0.02)
         pytest.fail(f"not within {DEADLINE_S} s: {why}; last seen: {json.dumps((pod or {}).get('status'))}")
 
+    async def eventually(self, holds) -> None:
+        """Poll until `await holds()`."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not await holds():
+                await asyncio.sleep(0.02)
+
     def log(self, name: str, container: str = "main") -> str:
         path = self.directory / "pods" / f"default_{name}_{container}.log"
         return path.read_text() if path.exists() else ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,10 @@ def _address(text: str) -> tuple[str, int]:
     host, _, port = text.partition(":")
     words = struct.pack(f"={len(host) // 8}I", *(int(host[i : i + 8], 16) for i in range(0, len(host), 8)))
     address = IPv4Address(words) if len(words) == 4 else IPv6Address(words)
-    return str(address), int(port, 16)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None  # an IPv4 socket of a dual stack
+    return str(mapped or address), int(port, 16)
 
 
 def is_loopback(address: str) -> bool:
     """Tell whether an address of `listening` is this machine's own."""
-    return socket.inet_pton(socket.AF_INET, address)[0] == 127 if "." in address else address == "::1"
+    return ip_address(address).is_loopback

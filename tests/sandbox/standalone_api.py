@@ -7,38 +7,30 @@ It writes DIRECTORY/kubeconfig, says `ready`, and stays until its standard input
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from pathlib import Path
 
 from sandbox.clock import SystemClock
-from sandbox.cluster import ADMIN, HOST, serve_embedded
+from sandbox.cluster import ADMIN, HOST, EmbeddedApi
+from sandbox.faults import NoFaults
 from sandbox.gke.tokens import TokenIssuer
 from sandbox.kubeconfig import write_kubeconfig
 from sandbox.pki import CertificateAuthority
+from sandbox.pods import cancel
 
 
 async def main(directory: Path) -> None:
     """Serve until the end of standard input."""
     authority = CertificateAuthority(directory)
-    tls = authority.issue("server", [HOST])
     clock = SystemClock()
-    async with contextlib.AsyncExitStack() as closers, asyncio.TaskGroup() as group:
-        tasks = []
-        cluster = await serve_embedded(
-            "standalone",
-            authority.cert_path,
-            tls,
-            TokenIssuer(clock),
-            clock,
-            closers,
-            lambda name, part: tasks.append(group.create_task(part, name=name)),
-        )
-        write_kubeconfig(directory / "kubeconfig", cluster.admin, ADMIN, "default")
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-        for task in tasks:
-            task.cancel()
+    api = EmbeddedApi(clock, 600.0, TokenIssuer(clock), NoFaults())
+    cluster = await api.serve("standalone", authority.cert_path, authority.issue("server", [HOST]))
+    controllers = asyncio.create_task(api.run_controllers())
+    write_kubeconfig(directory / "kubeconfig", cluster.admin, ADMIN, "default")
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await cancel(controllers)
+    await api.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sandbox.api.trouble import Trouble
 from sandbox.clock import SystemClock, VirtualClock
 from sandbox.faults import Faults
 from sandbox.kube import KubeClient
+from sandbox.kubeconfig import Access
 
 PRODUCT, PERSON = "airflow@project.iam.gserviceaccount.com", "admin"
 TOKENS = {"product": PRODUCT, "person": PERSON}
@@ -35,7 +36,7 @@ async def server(faults):
 
 
 def client(server, who="product") -> KubeClient:
-    return KubeClient(f"http://127.0.0.1:{server.port}", None, who)
+    return KubeClient(Access(f"http://127.0.0.1:{server.port}", None, who))
 
 
 def session(server, who="product") -> aiohttp.ClientSession:

@@ -18,7 +18,6 @@ from sandbox import watchdog
 from sandbox.addresses import UnusableNetwork, pod_network
 from sandbox.attach import DEFINITIONS, CannotAttach, prepare
 from sandbox.gke.nodes import POOL_LABEL
-from sandbox.heartbeats import revived
 from sandbox.kube import KubeError
 from sandbox.kubeconfig import UnusableKubeconfig, read_kubeconfig, write_kubeconfig
 from sandbox.state import read_state
@@ -150,18 +149,6 @@ async def test_a_real_gke_cluster_is_never_taken_over():
         await prepare(server, "https://10.0.0.1")
 
 
-def test_a_node_that_was_given_up_on_is_revived_and_others_are_left_alone():
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastTransitionTime": "then"}
-    disk = {**ready, "type": "DiskPressure", "status": "False"}
-    assert revived([ready, disk]) is None
-    unknown = {**ready, "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting"}
-    again = revived([unknown, disk, {**unknown, "type": "MemoryPressure"}])
-    assert again is not None
-    assert [condition["status"] for condition in again] == ["True", "False", "False"]
-    assert again[0]["lastTransitionTime"] != "then"
-    assert again[1] == disk
-
-
 # The whole of it, in a network namespace
 
 
@@ -230,7 +217,7 @@ def attached(netns, tmp_path_factory):
     assert api.stdin is not None
     assert api.stdout.readline() == "ready\n"
     directory, log = tmp / "sb", (tmp / "up.log").open("w")
-    where = ["--dir", str(directory), "--speed", "600"]
+    where = ["--dir", str(directory), "--speed", "600", "--users", "2"]
     on = ["--kubeconfig", str(tmp / "kubeconfig"), "--pod-cidr", POD_CIDR]
     up = netns.start(sys.executable, "-m", "sandbox", "up", *where, *on, stdout=log, stderr=log)
 
@@ -292,6 +279,17 @@ def test_leases_show_that_the_nodes_live(attached):
     names = json.loads(kubectl(netns, directory, "get", "nodes", "--output=json"))["items"]
     leases = json.loads(kubectl(netns, directory, "get", "leases", "-n", "kube-node-lease", "--output=json"))["items"]
     assert {lease["metadata"]["name"] for lease in leases} == {node["metadata"]["name"] for node in names}
+
+
+def test_users_of_an_attached_sandbox_are_served(attached):
+    _, _, state = attached
+    counters = Path(state["users_file"])
+
+    def served():
+        return counters.exists() and json.loads(counters.read_text())["requests"] >= 3
+
+    eventually(served, "three answers")
+    assert json.loads(counters.read_text())["failed"] == 0
 
 
 def test_status_faults_and_down_work_as_ever_and_the_nodes_go_with_the_sandbox(attached):

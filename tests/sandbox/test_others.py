@@ -13,6 +13,7 @@ from sandbox.api.messages import Request, dumps
 from sandbox.clock import SystemClock, VirtualClock
 from sandbox.faults import Faults
 from sandbox.kube import KubeClient
+from sandbox.kubeconfig import Access
 from sandbox.others import Others, differs, run_others
 from sandbox.workload import NAMESPACE, WORKLOAD, workload_objects
 
@@ -131,7 +132,7 @@ def test_a_live_object_may_have_more_than_git_but_not_less(live, different):
 async def test_both_are_carried_out_against_a_server(faults):
     world = World(faults)
     server = await serve(world.api, "127.0.0.1", 0, None, None, lambda token: "admin")
-    async with KubeClient(f"http://127.0.0.1:{server.port}", None, None) as kube:
+    async with KubeClient(Access(f"http://127.0.0.1:{server.port}", None)) as kube:
         running = asyncio.create_task(run_others(kube, faults, in_git(), SystemClock()))
         world.shift()
         faults.set("gitops")

@@ -1,60 +1,49 @@
-"""`python -m sandbox up` as its users meet it: ready with a service that answers, and gone without a trace."""
+"""`python -m sandbox up` as its users meet it."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
-from sandbox_process import DEADLINE_S, eventually, running, sandbox
+from sandbox_process import DEADLINE_S, running, sandbox
 
-from sandbox import watchdog, workload
-from sandbox.state import NotUp, is_up, read_state
-
-
-@pytest.fixture
-def up(tmp_path):
-    """Bring a sandbox up in a process of its own; yield (process, directory, state)."""
-    with running(tmp_path) as started:
-        yield started
+from sandbox import workload
 
 
-def test_up_serves_the_workload_and_refuses_a_second_one_in_its_directory(up):
-    process, directory, state = up
-    with urllib.request.urlopen(f"{state['gateway_url']}/v1/models", timeout=10) as answer:
-        assert json.load(answer)["data"][0]["id"] == workload.SERVED_MODEL
-    second = sandbox("up", "--dir", str(directory), stderr=subprocess.PIPE, text=True)
-    _, error = second.communicate(timeout=DEADLINE_S)
-    assert second.returncode == 1
-    assert "down" in error
-    assert process.poll() is None
+def test_up_serves_the_workload_and_refuses_a_second_one_in_its_directory(tmp_path):
+    with running(tmp_path) as (process, directory, state):
+        with urllib.request.urlopen(f"{state['gateway_url']}/v1/models", timeout=10) as answer:
+            assert json.load(answer)["data"][0]["id"] == workload.SERVED_MODEL
+        second = sandbox("up", "--dir", str(directory), stderr=subprocess.PIPE, text=True)
+        _, error = second.communicate(timeout=DEADLINE_S)
+        assert second.returncode == 1
+        assert "down" in error
+        assert process.poll() is None
 
-    kubectl = [str(Path(sys.executable).parent / "kubectl"), "--kubeconfig", state["kubeconfig"]]
-    wait = [*kubectl, "rollout", "status", "-n", state["namespace"], f"deployment/{state['workload']}"]
-    assert subprocess.run([*wait, "--timeout=60s"], check=False, capture_output=True).returncode == 0
-
-    down = sandbox("down", "--dir", str(directory))
-    assert down.wait(DEADLINE_S) == 0
-    assert process.wait(DEADLINE_S) == 0
-    assert not watchdog.members(state["id"])
-    with pytest.raises(NotUp):
-        read_state(directory)
+        kubectl = [str(Path(sys.executable).parent / "kubectl"), "--kubeconfig", state["kubeconfig"]]
+        wait = [*kubectl, "rollout", "status", "-n", state["namespace"], f"deployment/{state['workload']}"]
+        assert subprocess.run([*wait, "--timeout=60s"], check=False, capture_output=True).returncode == 0
 
 
-def test_sigkill_of_the_sandbox_leaves_neither_engines_nor_envoy(up):
-    process, directory, state = up
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in watchdog.members(state["id"])]
-    assert any(b"envoy" in command for command in commands)
-    assert any(b"sandbox.engine" in command for command in commands)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    eventually(lambda: not watchdog.members(state["id"]), "the watchdog has ended everything")
-    assert not is_up(read_state(directory))
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--kubeconfig", "x"], "--kubeconfig and --pod-cidr go together"),
+        (["--pod-cidr", "10.99.0.0/24"], "--kubeconfig and --pod-cidr go together"),
+        (["--engine", "vllm"], "--engine vllm needs --vllm-bin and --model"),
+        (["--kubeconfig", "missing", "--pod-cidr", "127.0.0.0/24"], "no loopback address"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_with_the_remedy(tmp_path, options, remedy):
+    refused = sandbox("up", "--dir", str(tmp_path), *options, stderr=subprocess.PIPE, text=True)
+    _, error = refused.communicate(timeout=DEADLINE_S)
+    assert refused.returncode in (1, 2)
+    assert remedy in error
+    assert "Traceback" not in error
 
 
 def test_every_workload_of_several_has_its_own_names_and_host():
