@@ -23,14 +23,14 @@ DEADLINE_S = 90.0
 _LISTEN, _UNCONNECTED = "0A", "07"
 
 
-def eventually(condition: Callable[[], Any], why: str) -> Any:
+def eventually(condition: Callable[[], Any], why: str, deadline_s: float = DEADLINE_S) -> Any:
     """Wait until a condition of another process holds; return its value."""
-    until = time.monotonic() + DEADLINE_S
+    until = time.monotonic() + deadline_s
     while time.monotonic() < until:
         if value := condition():
             return value
         time.sleep(0.05)
-    pytest.fail(f"not within {DEADLINE_S} s: {why}")
+    pytest.fail(f"not within {deadline_s} s: {why}")
 
 
 def sandbox(*arguments: str, **more: Any) -> subprocess.Popen:
@@ -39,7 +39,9 @@ def sandbox(*arguments: str, **more: Any) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def running(tmp: Path, *options: str) -> Iterator[tuple[subprocess.Popen, Path, dict[str, Any]]]:
+def running(
+    tmp: Path, *options: str, ready_s: float = DEADLINE_S
+) -> Iterator[tuple[subprocess.Popen, Path, dict[str, Any]]]:
     """Bring a sandbox up; give (process, directory, state) once it is ready, and leave nothing of it."""
     directory = tmp / "sb"
     with (tmp / "up.log").open("w") as log:
@@ -50,7 +52,7 @@ def running(tmp: Path, *options: str) -> Iterator[tuple[subprocess.Popen, Path, 
             return (directory / "state.json").exists() and read_state(directory)["ready"]
 
         try:
-            eventually(ready, "the sandbox is ready")
+            eventually(ready, "the sandbox is ready", ready_s)
             state = read_state(directory)
             yield process, directory, state
         finally:

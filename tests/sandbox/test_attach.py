@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from sandbox_process import ROOT, eventually, everything, listening
@@ -24,6 +25,7 @@ from sandbox.state import read_state
 from sandbox.workload import NAMESPACE, SERVED_MODEL, WORKLOAD
 
 POD_CIDR = "10.99.7.0/24"
+CRDS = ROOT.parent / "shared" / "crds"
 GET = """
 import sys, urllib.error, urllib.request
 try:
@@ -262,6 +264,21 @@ def test_an_attached_sandbox_is_gke_kubelet_and_gateway_of_another_api_server(at
     engine = next(pod["metadata"]["name"] for pod in pods if pod["metadata"]["name"].startswith(WORKLOAD))
     proxied = f"/api/v1/namespaces/{NAMESPACE}/pods/{engine}:8000/proxy/metrics"
     assert "vllm:num_requests_running" in kubectl(netns, directory, "get", "--raw", proxied)
+
+
+@pytest.mark.skipif(not CRDS.exists(), reason=f"no definitions of Gateway API in {CRDS}")
+@pytest.mark.parametrize("plural", ["gatewayclasses", "gateways", "httproutes"])
+def test_what_it_writes_fits_gateway_apis_own_definitions(attached, plural):
+    """A real API server would refuse anything else, statuses too."""
+    netns, directory, _ = attached
+    definition = yaml.safe_load((CRDS / f"gateway.networking.k8s.io_{plural}.yaml").read_text())
+    version = next(each for each in definition["spec"]["versions"] if each["name"] == "v1")
+    validator = jsonschema.Draft202012Validator(version["schema"]["openAPIV3Schema"])
+    written = json.loads(kubectl(netns, directory, "get", plural, "--output=json"))["items"]
+    assert written
+    for item in written:
+        assert [error.message for error in validator.iter_errors(item)] == []
+        assert plural == "gatewayclasses" or item["status"]
 
 
 def test_the_guard_acts_with_a_token_of_its_own_service_account(attached):
