@@ -6,21 +6,25 @@ import base64
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import jsonschema
 import pytest
 import yaml
+from aiohttp import web
 from sandbox_process import ROOT, eventually, everything, listening
+from test_api_http import make_certificate
 
 from sandbox import watchdog
 from sandbox.addresses import UnusableNetwork, pod_network
 from sandbox.attach import DEFINITIONS, CannotAttach, prepare
 from sandbox.gke.nodes import POOL_LABEL
-from sandbox.kube import KubeError
-from sandbox.kubeconfig import UnusableKubeconfig, read_kubeconfig, write_kubeconfig
+from sandbox.kube import KubeClient, KubeError
+from sandbox.kubeconfig import Access, UnusableKubeconfig, read_kubeconfig, write_kubeconfig
 from sandbox.state import read_state
 from sandbox.workload import NAMESPACE, SERVED_MODEL, WORKLOAD
 
@@ -81,6 +85,33 @@ def test_a_client_certificate_survives_being_read_and_written(tmp_path):
     assert Path(again.cert_file or "").read_text() == "client-certificate-data"
     assert Path(again.key_file or "").read_text() == "client-key-data"
     assert Path(again.key_file or "").stat().st_mode & 0o077 == 0
+
+
+async def test_a_client_certificate_is_shown_to_the_server(tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    seen: list[bool] = []
+
+    async def nodes(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        seen.append(bool(request.transport.get_extra_info("peercert")))
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
+
+    app = web.Application()
+    app.router.add_get("/api/v1/nodes", nodes)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(certificate, key)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    async with KubeClient(Access(url, str(certificate), None, str(certificate), str(key))) as kube:
+        assert await kube.list("nodes") == []
+    assert seen == [True]
+    async with KubeClient(Access(url, str(certificate), "a token will not do")) as kube:
+        with pytest.raises(aiohttp.ClientError):
+            await kube.list("nodes")
+    await runner.cleanup()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not: [yaml"])
