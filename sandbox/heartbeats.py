@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 
@@ -87,9 +87,9 @@ class Heartbeats:
                 raise
             await self._kube.create("leases", NAMESPACE, lease)
 
-    async def _try(self, name: str, call: object) -> bool:
+    async def _try(self, name: str, call: Awaitable[object]) -> bool:
         try:
-            await call  # type: ignore[misc]
+            await call
         except _UNREACHABLE as error:
             if not (isinstance(error, KubeError) and error.code == 404):  # the node has just gone
                 self._log(f"heartbeat of node {name}: {type(error).__name__}: {error}; will repeat")

@@ -19,12 +19,12 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
 )
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure, one figure after the other; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", help="functions to run (default: all)")
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     known = {measure.__name__: measure for measure in FIGURES}
     if unknown := set(options.names) - known.keys():
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
