@@ -17,7 +17,6 @@ NODE = {
         "capacity": {"cpu": "64", "memory": "64Gi", "pods": "110"},
         "allocatable": {"cpu": "64", "memory": "64Gi", "pods": "110"},
         "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-        "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
         "nodeInfo": {"kubeletVersion": "v1.36.0", "osImage": "test"},
     },
 }

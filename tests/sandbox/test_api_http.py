@@ -318,8 +318,7 @@ async def test_kubectl_applies_scales_waits_and_deletes(cluster: Cluster) -> Non
     code, out = await cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(DEPLOYMENT))
     assert (code, out) == (0, "deployment.apps/web serverside-applied\n")
     await until(lambda: len(cluster.local.list("pods", "inference")) == 2, "pods")
-    allocatable = {"status": {"allocatable": {"cpu": "8", "pods": "110"}}}
-    cluster.local.patch("nodes", None, "n1", allocatable, subresource="status")
+    cluster.local.create("nodes", {"metadata": {"name": "n1"}, "status": {"allocatable": {"cpu": "8", "pods": "110"}}})
     code, out = await cluster.kubectl("scale", "deployment", "web", "--replicas=3")
     assert (code, out) == (0, "deployment.apps/web scaled\n")
     await until(lambda: len(cluster.local.list("pods", "inference")) == 3, "three pods")

@@ -17,11 +17,11 @@ import pytest
 import yaml
 from aiohttp import web
 from sandbox_process import ROOT, eventually, everything, listening
-from test_api_http import make_certificate
+from served_api import make_certificate, serving, until
 
 from sandbox import watchdog
 from sandbox.addresses import UnusableNetwork, pod_network
-from sandbox.attach import DEFINITIONS, CannotAttach, prepare
+from sandbox.attach import DEFINITIONS, GKE_KINDS, CannotAttach, prepare
 from sandbox.gke.nodes import POOL_LABEL
 from sandbox.kube import KubeClient, KubeError
 from sandbox.kubeconfig import Access, UnusableKubeconfig, read_kubeconfig, write_kubeconfig
@@ -163,6 +163,26 @@ async def test_gkes_own_kinds_are_installed_once():
     assert kinds == {"HealthCheckPolicy", "GCPBackendPolicy", "PodMonitoring"}
     await prepare(server, "https://10.0.0.1")
     assert len(server.defined) == 3
+
+
+async def test_an_api_server_takes_the_definitions_of_gkes_kinds_and_keeps_every_field(tmp_path):
+    async with serving(tmp_path) as cluster, cluster.client() as kube:
+        for definition in yaml.safe_load_all(GKE_KINDS.read_text()):
+            await kube.call("POST", DEFINITIONS, definition)
+
+        def established():
+            found = cluster.local.list("customresourcedefinitions")
+            conditions = [each for item in found for each in (item.get("status") or {}).get("conditions", [])]
+            return sum((each["type"], each["status"]) == ("Established", "True") for each in conditions) == 3
+
+        await until(established, "all three are established")
+        metadata = {"name": "x", "namespace": "inference"}
+        spec = {"default": {"timeoutSec": 600, "news": {"of": "tomorrow"}}}
+        kind = {"apiVersion": "networking.gke.io/v1", "kind": "GCPBackendPolicy"}
+        await kube.create("gcpbackendpolicies", "inference", {**kind, "metadata": metadata, "spec": spec})
+        body = {"status": {"conditions": []}}
+        kept = await kube.patch("gcpbackendpolicies", "inference", "x", body, subresource="status")
+        assert (kept["spec"], kept["status"]) == (spec, {"conditions": []})
 
 
 async def test_a_cluster_without_gateway_api_is_refused_and_nothing_is_installed():

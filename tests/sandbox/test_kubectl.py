@@ -56,7 +56,7 @@ async def test_get_prints_tables_yaml_jsonpath_and_what_selectors_choose(shell: 
     assert "replicaset.apps/web-" in shown
     node = rows(await shell.run("get nodes -o wide"))[1]
     assert node[:3] == ["n1", "Ready", "worker"]
-    assert "10.0.0.1" in node
+    assert "127.0.0.1" in node
 
 
 async def test_get_watch_prints_rows_as_things_change(shell: Shell) -> None:

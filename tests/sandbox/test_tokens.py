@@ -30,6 +30,7 @@ from sandbox.gke.tokens import (
     serve_tokens,
 )
 from sandbox.kube import KubeClient, KubeError
+from sandbox.kubeconfig import Access
 from sandbox.pki import CertificateAuthority
 
 EMAIL = "airflow@sandbox-project.iam.gserviceaccount.com"
@@ -168,7 +169,7 @@ async def test_an_expired_token_and_a_wrong_one_are_refused_by_both_apis(tmp_pat
         except grpc.aio.AioRpcError as error:
             code = error.code()
         await channel.close()
-        async with KubeClient(f"https://127.0.0.1:{server.port}", str(authority.cert_path), bearer) as kube:
+        async with KubeClient(Access(f"https://127.0.0.1:{server.port}", str(authority.cert_path), bearer)) as kube:
             try:
                 await kube.list("pods", "default")
                 return code, 200
