@@ -1,6 +1,6 @@
 """Translate vLLM on GPUs to vLLM on TPU: Kubernetes objects in, objects and reasons out; pure."""
 
-from tpu_migration.domain.translation.documents import dump, load, translate_documents
+from tpu_migration.domain.translation.documents import load, translate_documents
 from tpu_migration.domain.translation.labels import TARGET_LABEL
 from tpu_migration.domain.translation.model import (
     Change,
@@ -21,6 +21,7 @@ from tpu_migration.domain.translation.workload import (
     is_tpu,
     served_model_names,
 )
+from tpu_migration.domain.translation.yamltext import dump
 
 __all__ = [
     "TARGET_LABEL",

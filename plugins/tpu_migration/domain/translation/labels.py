@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,10 @@ _TOOLS = (
     "pod-template-hash",
     "controller-uid",
 )
+
+# An empty selector of these means every pod: no label escapes it, and none needs to.
+EVERY_POD = frozenset({"PodDisruptionBudget", "PodMonitoring", "PodMonitor"})
+_SELECTING = EVERY_POD | {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"}
 
 Selector = Mapping[str, Any]
 
@@ -80,34 +84,34 @@ def pod_selector(document: Manifest) -> Selector | None:
     if kind == "InferencePool" and selector:
         # v1 has matchLabels, v1alpha2 a plain mapping.
         return selector if "matchLabels" in selector else {"matchLabels": selector}
-    if kind in {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "PodDisruptionBudget", "PodMonitoring"}:
+    if kind in _SELECTING:
         return selector if isinstance(selector, dict) else None
     return None
 
 
-def identity(deployment: Manifest, others: Iterable[Manifest], name: str, suffix: str, notes: Notes) -> Identity:
-    """Derive labels for the target. `others` are all objects whose selectors must not match its pods."""
-    template = (deployment.get("spec") or {}).get("template") or {}
-    source = {str(k): str(v) for k, v in ((template.get("metadata") or {}).get("labels") or {}).items()}
-    selectors = [
-        selector
-        for document in [deployment, *others]
-        if (selector := pod_selector(document)) is not None
-        # An empty selector of a budget or a scrape rule means every pod: no label escapes it, none need to.
-        and (selector or document.get("kind") not in {"PodDisruptionBudget", "PodMonitoring"})
-    ]
-    keys = set(_IDENTITY)
-    for selector in selectors:
-        keys |= set(selector.get("matchLabels") or {})
+def identity(
+    deployment: Manifest,
+    rivals: Callable[[Mapping[str, str]], list[Selector]],
+    selector_keys: Collection[str],
+    name: str,
+    suffix: str,
+    notes: Notes,
+) -> Identity:
+    """Derive labels for the target.
+
+    `rivals` finds the selectors, the source's own included, that match given labels though they must not;
+    `selector_keys` are the labels that any selector around the source asks for.
+    """
+    spec = deployment.get("spec") or {}
+    source = _texts((spec.get("template") or {}).get("metadata"))
+    keys = _IDENTITY.union(selector_keys)
     base = _own(source)
     labels = base
     for attempt in range(1, 10):
         tail = suffix if attempt == 1 else f"{suffix}-{attempt}"
         labels = {key: _other(value, tail) if key in keys else value for key, value in base.items()}
         labels[TARGET_LABEL] = shorten(name, "")
-        for selector in selectors:
-            _escape(selector, labels, tail)
-        if not any(selects(selector, labels) for selector in selectors):
+        if _escape_all(rivals, labels, tail):
             break
     else:
         notes.block(
@@ -115,16 +119,33 @@ def identity(deployment: Manifest, others: Iterable[Manifest], name: str, suffix
             "a selector in this file matches every pod: users would be sent to the TPU at once",
             "give the Service a selector that names its workload",
         )
+    why = "no Service of the source may select a TPU pod, and no Service of the target a GPU pod"
     for key in sorted(set(source) | set(labels)):
-        why = "no Service of the source may select a TPU pod, and no Service of the target a GPU pod"
         notes.change(f"spec.template.metadata.labels {key}", source.get(key), labels.get(key), why)
-    matched = (deployment.get("spec") or {}).get("selector") or {}
-    selector_keys = [key for key in (matched.get("matchLabels") or {}) if key in labels]
-    selector = {key: labels[key] for key in [*selector_keys, TARGET_LABEL]}
-    own = {str(k): str(v) for k, v in ((deployment.get("metadata") or {}).get("labels") or {}).items()}
+    matched = spec.get("selector") or {}
+    selector = {key: labels[key] for key in matched.get("matchLabels") or {} if key in labels}
+    selector[TARGET_LABEL] = labels[TARGET_LABEL]
+    notes.change("spec.selector", matched, {"matchLabels": selector}, why)
+    own = _texts(deployment.get("metadata"))
     object_labels = {key: _other(value, suffix) if key in keys else value for key, value in _own(own).items()}
     object_labels[TARGET_LABEL] = labels[TARGET_LABEL]
+    notes.change("metadata.labels", own, object_labels, "tools must not take the target for the source")
     return Identity(object_labels, labels, selector)
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    return {str(key): str(value) for key, value in ((metadata or {}).get("labels") or {}).items()}
+
+
+def _escape_all(rivals: Callable[[Mapping[str, str]], list[Selector]], labels: dict[str, str], suffix: str) -> bool:
+    """Change the labels until no rival matches; an escape from one can lead to another, so look again."""
+    for _ in range(4):
+        found = rivals(labels)
+        if not found:
+            return True
+        for selector in found:
+            _escape(selector, labels, suffix)
+    return not rivals(labels)
 
 
 def _own(labels: Mapping[str, str]) -> dict[str, str]:

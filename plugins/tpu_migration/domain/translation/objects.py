@@ -272,10 +272,15 @@ def _renamed(metric: Any) -> Any:
     return metric
 
 
-def pod_monitoring(source: Manifest, names: Names, identity: Identity) -> Manifest:
-    """Copy a PodMonitoring for the target's pods."""
+def scrape_rule(source: Manifest, names: Names, identity: Identity, notes: Notes) -> Manifest:
+    """Copy a PodMonitoring (or a PodMonitor) for the target's pods."""
     result = _target(source, names.pod_monitoring, identity)
-    result["spec"]["selector"] = {"matchLabels": dict(identity.selector)}
+    selector = {"matchLabels": dict(identity.selector)}
+    old = (result.get("spec") or {}).get("selector")
+    result.setdefault("spec", {})["selector"] = selector
+    path = f"{source.get('kind')} {names.pod_monitoring}"
+    notes.change(path, name_of(source), names.pod_monitoring, "the target is scraped as the source is")
+    notes.change(f"{path} selector", old, selector, "TPU pods only")
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tpu_migration.domain.accelerators import GPU_RESOURCE, TPU_RESOURCE, Slice
@@ -37,19 +37,22 @@ _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**
 
 def gpu_count(container: Manifest) -> int:
     """Count the GPUs that a container asks for."""
-    resources = container.get("resources") or {}
-    for part in ("limits", "requests"):
-        for name, amount in (resources.get(part) or {}).items():
-            if name == GPU_RESOURCE or re.match(r"nvidia\.com/mig-", name):
-                return int(quantity(amount))
-    return 0
+    return next((n for name, n in _amounts(container) if name == GPU_RESOURCE or name.startswith("nvidia.com/mig-")), 0)
 
 
 def tpu_count(container: Manifest) -> int:
     """Count the TPU chips that a container asks for."""
-    resources = container.get("resources") or {}
-    amounts = [(resources.get(part) or {}).get(TPU_RESOURCE) for part in ("limits", "requests")]
-    return max(int(quantity(amount or 0)) for amount in amounts)
+    return max((number for name, number in _amounts(container) if name == TPU_RESOURCE), default=0)
+
+
+def _amounts(container: Manifest) -> Iterator[tuple[str, int]]:
+    """List the accelerators asked for, limits first; tolerant, for it is asked of kinds whose shape is not known."""
+    resources = container.get("resources")
+    for part in ("limits", "requests"):
+        section = resources.get(part) if isinstance(resources, Mapping) else None
+        for name, amount in section.items() if isinstance(section, Mapping) else ():
+            if str(name).startswith(("nvidia.com/", "google.com/tpu")) and (number := quantity(amount)) == number:
+                yield str(name), int(number)
 
 
 def quantity(text: Any) -> float:
@@ -192,21 +195,17 @@ def cache_volume(pod: Manifest, container: Manifest, configs: Configs, notes: No
     environment.put(container, "VLLM_XLA_CACHE_PATH", location, why, notes, path)
 
 
-def check_claims(pod: Manifest, objects: Iterable[Manifest], notes: Notes, path: str) -> None:
+def check_claims(pod: Manifest, known: Mapping[str, Manifest], notes: Notes, path: str) -> None:
     """Find persistent volumes that the GPU pods hold and a pod on another node would wait for for ever."""
-    claims = {
-        (document.get("metadata") or {}).get("name"): (document.get("spec") or {}).get("accessModes") or []
-        for document in objects
-        if document.get("kind") == "PersistentVolumeClaim"
-    }
     for volume in pod.get("volumes") or []:
         name = (volume.get("persistentVolumeClaim") or {}).get("claimName")
         if name is None:
             continue
         where = f"{path}.volumes {volume.get('name')}"
-        single = claims.get(name) and set(claims[name]) <= {"ReadWriteOnce", "ReadWriteOncePod"}
+        modes = (known.get(name, {}).get("spec") or {}).get("accessModes") or []
+        single = modes and set(modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}
         if not single:
-            if name not in claims:
+            if name not in known:
                 message = f"if the claim {name} is ReadWriteOnce, the GPU node holds it and the TPU pod waits for ever"
                 notes.warn(where, message, "give the TPU a claim that several nodes can mount, or a bucket")
         elif _only_cache(pod, str(volume.get("name"))):

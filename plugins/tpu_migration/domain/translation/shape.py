@@ -103,6 +103,10 @@ _SPECS: dict[str, _Shape] = {
 }
 
 
+# The translation reads these closely; a ConfigMap's data is read only where a workload uses it.
+READ_KINDS = frozenset(_SPECS) - {"ConfigMap"}
+
+
 def prune(value: Any) -> Any:
     """Copy a value without nulls in its mappings: to Kubernetes a null is an absent field."""
     if isinstance(value, Mapping):

@@ -11,16 +11,16 @@ from tpu_migration.domain.accelerators import Slice
 from tpu_migration.domain.translation import environment, labels, objects, pod, probes, rules, scheduling
 from tpu_migration.domain.translation import launch as launching
 from tpu_migration.domain.translation.model import Manifest, Names, Notes, Sizing, Translation, shorten
+from tpu_migration.domain.translation.neighbours import Neighbours, is_of, namespace_of
 from tpu_migration.domain.translation.objects import name_of
 from tpu_migration.domain.translation.shape import check_shape, prune
 from tpu_migration.domain.translation.variables import Configs
 from tpu_migration.domain.translation.workload import (
     CONTAINERS,
-    config_maps,
+    WHY_REFUSED,
     find_vllm_workload,
     is_tpu,
     vllm_container,
-    vllm_workloads,
 )
 
 # A Deployment that reports failure while its first pod still compiles would be taken for broken.
@@ -28,15 +28,20 @@ PROGRESS_DEADLINE_S = 7200
 _POD = "spec.template.spec"
 
 
-@dataclass
-class Placed:
-    """Hold the target's manifests and which object each stands for: the index of a source object, or None."""
+@dataclass(frozen=True)
+class Options:
+    """Hold what a translation is asked for: see `translate`."""
 
-    manifests: list[tuple[Manifest, int | None]] = field(default_factory=list)
+    target: Slice
+    image: str
+    names: Names | None = None
+    config: Mapping[str, Manifest] | None = None
+    replicas: int | None = None
+    sizing: Sizing = field(default_factory=Sizing)
 
-    def add(self, manifest: Manifest, source: Manifest | None, given: Sequence[Manifest]) -> None:
-        index = next((at for at, document in enumerate(given) if document is source), None)
-        self.manifests.append((manifest, index))
+
+# The target's manifests, and which object of the file each stands in for: its index, or None.
+Placed = list[tuple[Manifest, int | None]]
 
 
 def translate(
@@ -62,64 +67,34 @@ def translate(
     if is_tpu(workload):
         notes.warn(f"{workload.get('kind')} {name_of(workload)}", "it runs on TPUs already: nothing to translate")
         return Translation(copy.deepcopy(list(objects)), notes.changes, notes.warnings, notes.blockers)
-    placed = translate_workload(workload, given, target, image, names, config, replicas, sizing or Sizing(), notes)
-    manifests = [manifest for manifest, _ in placed.manifests]
-    return Translation(manifests, notes.changes, notes.warnings, notes.blockers)
+    options = Options(target, image, names, config, replicas, sizing or Sizing())
+    placed = translate_workload(workload, Neighbours(given), options, notes)
+    return Translation([manifest for manifest, _ in placed], notes.changes, notes.warnings, notes.blockers)
 
 
-def translate_workload(
-    workload: Manifest,
-    given: Sequence[Manifest],
-    target: Slice,
-    image: str,
-    names: Names | None,
-    config: Mapping[str, Manifest] | None,
-    replicas: int | None,
-    sizing: Sizing,
-    notes: Notes,
-) -> Placed:
-    """Translate one of the vLLM workloads in `given` (pruned objects, not on TPUs), adding to `notes`."""
-    placed = Placed()
-    where = f"{workload.get('kind')} {name_of(workload)}"
-    if workload.get("kind") != "Deployment":
-        remedy = "serve the model from a Deployment of single-host pods first"
-        notes.block(
-            where, f"a {workload.get('kind')} is not translated: its pods have identities or span hosts", remedy
-        )
-        return placed
-    _Workload(workload, given, target, image, names, config, replicas, sizing, notes).run(placed)
-    return placed
+def translate_workload(workload: Manifest, around: Neighbours, options: Options, notes: Notes) -> Placed:
+    """Translate one of the vLLM workloads of a file (pruned objects, not on TPUs), adding to `notes`."""
+    if workload.get("kind") == "Deployment":
+        return _Workload(workload, around, options, notes).run()
+    kind = workload.get("kind")
+    message = f"a {kind} is not translated: {WHY_REFUSED.get(str(kind), 'it is no Deployment')}"
+    notes.block(f"{kind} {name_of(workload)}", message, "serve the model from a Deployment of single-host pods first")
+    return []
 
 
 class _Workload:
     """Translate one Deployment."""
 
-    def __init__(
-        self,
-        source: Manifest,
-        given: Sequence[Manifest],
-        target: Slice,
-        image: str,
-        names: Names | None,
-        config: Mapping[str, Manifest] | None,
-        replicas: int | None,
-        sizing: Sizing,
-        notes: Notes,
-    ) -> None:
-        self.source, self.given, self.target, self.image = source, given, target, image
-        self.names = names or Names.for_source(name_of(source))
-        self.sizing, self.notes = sizing, notes
-        self.namespace = (source.get("metadata") or {}).get("namespace")
-        self.neighbours = [document for document in given if document is not source and self._near(document)]
-        self.configs = Configs(config_maps(self.neighbours, config))
+    def __init__(self, source: Manifest, around: Neighbours, options: Options, notes: Notes) -> None:
+        self.source, self.around, self.notes = source, around, notes
+        self.target, self.image, self.sizing = options.target, options.image, options.sizing
+        self.names = options.names or Names.for_source(name_of(source))
+        self.namespace = namespace_of(source)
+        given = self.around.by_name("ConfigMap", self.namespace)
+        self.configs = Configs({**given, **options.config} if options.config else given)
         template = (source.get("spec") or {}).get("template") or {}
         self.source_labels: dict[str, str] = dict((template.get("metadata") or {}).get("labels") or {})
-        self.replicas = self._replicas(replicas)
-
-    def _near(self, document: Manifest) -> bool:
-        """Tell whether an object is in the source's namespace; a file may leave that to kubectl."""
-        space = (document.get("metadata") or {}).get("namespace")
-        return space is None or self.namespace is None or space == self.namespace
+        self.replicas = self._replicas(options.replicas)
 
     def _replicas(self, asked: int | None) -> int:
         if asked is not None:
@@ -130,67 +105,62 @@ class _Workload:
         return max(1 if given is None else int(given), least)
 
     def _scaler(self) -> Manifest | None:
-        for document in self.neighbours:
-            reference = (document.get("spec") or {}).get("scaleTargetRef") or {}
-            if document.get("kind") == "HorizontalPodAutoscaler" and reference.get("name") == name_of(self.source):
-                return document if reference.get("kind", "Deployment") == "Deployment" else None
-        return None
-
-    def _selecting(self, kind: str) -> list[Manifest]:
-        return [
-            document
-            for document in self.neighbours
-            if document.get("kind") == kind
-            and (selector := labels.pod_selector(document))
-            and labels.selects(selector, self.source_labels)
-        ]
-
-    def _policy(self, kind: str, service: Manifest | None) -> Manifest | None:
-        """Find the policy that points at the source's Service, or at its InferencePool."""
-        backends = {
-            name_of(document) for document in [*self._selecting("InferencePool"), *([service] if service else [])]
-        }
-        for document in self.neighbours:
-            spec = document.get("spec") or {}
-            if document.get("kind") == kind and (spec.get("targetRef") or {}).get("name") in backends:
+        for document in self.around.pointing_at("HorizontalPodAutoscaler", name_of(self.source), self.namespace):
+            if document["spec"]["scaleTargetRef"].get("kind", "Deployment") == "Deployment":
                 return document
         return None
 
-    def run(self, placed: Placed) -> None:
+    def _selecting(self, kind: str) -> list[Manifest]:
+        # A Service without a selector picks nothing, a budget with an empty one is about every pod.
+        found = self.around.selecting(self.source_labels, self.namespace, kind)
+        return [document for document in found if labels.pod_selector(document)]
+
+    def _policy(self, kind: str, service: Manifest | None) -> Manifest | None:
+        """Find the policy that points at the source's Service, or at its InferencePool."""
+        for backend in [*([service] if service else []), *self._selecting("InferencePool")]:
+            for policy in self.around.pointing_at(kind, name_of(backend), self.namespace):
+                return policy
+        return None
+
+    def _rivals(self, pod_labels: Mapping[str, str]) -> list[labels.Selector]:
+        """Find the selectors that match the target's pods though they must not."""
+        return [
+            selector
+            for document in self.around.selecting(pod_labels, self.namespace)
+            if not is_of(document, self.names.deployment)
+            and (selector := labels.pod_selector(document)) is not None
+            and (selector or document.get("kind") not in labels.EVERY_POD)
+        ]
+
+    def run(self) -> Placed:
         """Build every object of the target."""
-        others = [document for document in self.neighbours if not self._ours(document)]
-        identity = labels.identity(self.source, others, self.names.deployment, self.names.suffix, self.notes)
+        name, notes = self.names, self.notes
+        identity = labels.identity(
+            self.source, self._rivals, self.around.selector_keys, name.deployment, name.suffix, notes
+        )
         deployment, serving = self._deployment(identity)
-        placed.add(deployment, self.source, self.given)
         source_pod = ((self.source.get("spec") or {}).get("template") or {}).get("spec") or {}
         services = self._selecting("Service")
         chosen = objects.choose_service(services, source_pod, serving.port)
-        name, notes = self.names, self.notes
-        args = (name, self.namespace, identity, serving, notes)
-        placed.add(objects.service(chosen, *args), chosen, self.given)
-        policy = self._policy("HealthCheckPolicy", chosen)
-        placed.add(objects.health_check_policy(policy, *args), policy, self.given)
-        policy = self._policy("GCPBackendPolicy", chosen)
-        placed.add(objects.backend_policy(policy, *args), policy, self.given)
+        health, backend = (self._policy(kind, chosen) for kind in ("HealthCheckPolicy", "GCPBackendPolicy"))
         budget = next(iter(self._selecting("PodDisruptionBudget")), None)
-        placed.add(
-            objects.disruption_budget(budget, name, self.namespace, identity, self.replicas, notes), budget, self.given
-        )
+        args = (name, self.namespace, identity, serving, notes)
+        made: list[tuple[Manifest | None, Manifest | None]] = [
+            (deployment, self.source),
+            (objects.service(chosen, *args), chosen),
+            (objects.health_check_policy(health, *args), health),
+            (objects.backend_policy(backend, *args), backend),
+            (objects.disruption_budget(budget, name, self.namespace, identity, self.replicas, notes), budget),
+        ]
         if (scaler := self._scaler()) is not None:
-            copied = objects.autoscaler(scaler, name, identity, self.replicas, notes)
-            if copied is not None:
-                placed.add(copied, scaler, self.given)
-        monitoring = next(iter(self._selecting("PodMonitoring")), None)
-        if monitoring is not None:
-            placed.add(objects.pod_monitoring(monitoring, name, identity), monitoring, self.given)
+            made.append((objects.autoscaler(scaler, name, identity, self.replicas, notes), scaler))
+        for kind in ("PodMonitoring", "PodMonitor"):
+            made += [(objects.scrape_rule(rule, name, identity, notes), rule) for rule in self._selecting(kind)[:1]]
+        # The original ConfigMap stays: the GPU pods, and perhaps others, use it.
         for config, document in self.configs.patched.items():
-            # The original stays: the GPU pods, and perhaps others, use it.
-            placed.add(objects.config_map(document, self._copy_name(config), identity), None, self.given)
+            made.append((objects.config_map(document, self._copy_name(config), identity), None))
         self._speak_of(services, chosen)
-
-    def _ours(self, document: Manifest) -> bool:
-        own = (document.get("metadata") or {}).get("labels") or {}
-        return own.get(labels.TARGET_LABEL) == self.names.deployment
+        return [(manifest, self.around.index(source)) for manifest, source in made if manifest is not None]
 
     def _copy_name(self, config: str) -> str:
         return shorten(config, self.names.suffix)
@@ -245,7 +215,7 @@ class _Workload:
         pod.drop_volumes(template, used, notes, _POD)
         pod.tpu_resources(container, target, notes, path)
         pod.cache_volume(template, container, self.configs, notes, path)
-        pod.check_claims(template, self.neighbours, notes, _POD)
+        pod.check_claims(template, self.around.by_name("PersistentVolumeClaim", self.namespace), notes, _POD)
         probes.rewrite(container, template, serving, notes, path)
         scheduling.rewrite(template, target, identity, self.source_labels, notes, _POD)
         if template.get("enableServiceLinks") is not False:
@@ -291,10 +261,10 @@ class _Workload:
         for pool in self._selecting("InferencePool"):
             message = "the target gets a Service, not a pool"
             notes.warn(f"InferencePool {name_of(pool)}", message, "the route's weights go between pool and Service")
-        for document in self.neighbours:
-            if document.get("kind") in {"HTTPRoute", "Ingress"} and chosen and f"'{name_of(chosen)}'" in str(document):
-                where = f"{document.get('kind')} {name_of(document)}"
-                notes.warn(where, f"it still sends users to {name_of(chosen)} only", "the migration moves its weights")
+        front = name_of(chosen or {})
+        for route in self.around.naming(("HTTPRoute", "Ingress"), front, self.namespace):
+            where = f"{route.get('kind')} {name_of(route)}"
+            notes.warn(where, f"it still sends users to {front} only", "the migration moves its weights")
         lost = (
             "a request's seed is an error; min_p, penalties, logit_bias, bad_words, allowed_token_ids and min_tokens "
             "are silently ignored"
@@ -304,6 +274,3 @@ class _Workload:
             f"what clients lose on TPU: {lost}",
             "let the gate probe what they use",
         )
-
-
-__all__ = ["Placed", "translate", "translate_workload", "vllm_workloads"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tpu_migration.domain.accelerators import GPU_ACCELERATOR_LABEL
 from tpu_migration.domain.translation import launch as launching
@@ -15,21 +16,54 @@ from tpu_migration.domain.translation.pod import gpu_count, tpu_count
 from tpu_migration.domain.translation.rules import port_of
 from tpu_migration.domain.translation.variables import Configs
 
-POD_KINDS = {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "LeaderWorkerSet", "Pod"}
+# Why a workload of another kind than Deployment cannot move as it is.
+_GROUP = "each replica spans several hosts, and a slice here is one host"
+_RAY = "Ray spreads it over hosts of its own, and a slice here is one host"
+_KSERVE = "its operator writes the Deployment, and would put a GPU back"
+WHY_REFUSED = {
+    "StatefulSet": "its pods have identities and volumes of their own",
+    "DaemonSet": "it runs wherever there is a GPU node",
+    "ReplicaSet": "nothing rolls it out",
+    "Pod": "nothing makes it again when its node goes",
+    "Job": "it is a batch that ends",
+    "CronJob": "it is a batch that ends",
+    "LeaderWorkerSet": _GROUP,
+    "RayService": _RAY,
+    "RayCluster": _RAY,
+    "RayJob": _RAY,
+    "Rollout": "its own controller shifts the traffic",
+    "InferenceService": _KSERVE,
+    "LLMInferenceService": _KSERVE,
+}
+# These say that they serve with vLLM without writing a container that does.
+_BY_WORD = {"RayService", "RayCluster", "RayJob", "InferenceService", "LLMInferenceService"}
+_VLLM_WORD = re.compile(r"vllm|ray[-._]llm|ray\.serve\.llm", re.I)
+_WITHOUT_PODS = {"Service", "ConfigMap", "Secret", "CustomResourceDefinition", "List"}
 _SERVER = re.compile(r"vllm(\s+|.{1,4})serve|vllm[./]entrypoints")
 _FOREIGN_IMAGE = re.compile(r"router|gateway|exporter|syncer|benchmark|toolbox", re.I)
 CONTAINERS = "spec.template.spec.containers"
 
 
 def pod_specs(document: Manifest) -> list[Manifest]:
-    """List the pod specs of a workload object; a LeaderWorkerSet has two."""
-    spec = document.get("spec") or {}
-    if document.get("kind") == "Pod":
-        return [spec]
-    if document.get("kind") == "LeaderWorkerSet":
-        templates = spec.get("leaderWorkerTemplate") or {}
-        return [(templates.get(key) or {}).get("spec") or {} for key in ("leaderTemplate", "workerTemplate")]
-    return [(spec.get("template") or {}).get("spec") or {}]
+    """List the pod specs in an object: of a workload its own, of any other kind whatever holds containers."""
+    spec = document.get("spec")
+    if document.get("kind") in {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"}:
+        return [((spec or {}).get("template") or {}).get("spec") or {}]
+    return [] if document.get("kind") in _WITHOUT_PODS else list(_holders(spec))
+
+
+def _holders(value: Any) -> Iterator[Manifest]:
+    """Find mappings with a list of containers, such as a LeaderWorkerSet's two templates or a Ray cluster's groups."""
+    if isinstance(value, Mapping):
+        containers = value.get("containers")
+        if isinstance(containers, list) and containers and all(isinstance(item, Mapping) for item in containers):
+            yield dict(value)
+            return
+        for inner in value.values():
+            yield from _holders(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _holders(inner)
 
 
 def serves_vllm(container: Manifest) -> bool:
@@ -59,10 +93,13 @@ def vllm_workloads(objects: Sequence[Manifest]) -> list[Manifest]:
     return [
         document
         for document in objects
-        if document.get("kind") in POD_KINDS
-        and not (document.get("metadata") or {}).get("ownerReferences")
-        and any(vllm_container(pod) is not None for pod in pod_specs(document))
+        if not (document.get("metadata") or {}).get("ownerReferences")
+        and (any(vllm_container(pod) is not None for pod in pod_specs(document)) or _says_vllm(document))
     ]
+
+
+def _says_vllm(document: Manifest) -> bool:
+    return document.get("kind") in _BY_WORD and bool(_VLLM_WORD.search(str(document.get("spec"))))
 
 
 def find_vllm_workload(objects: Sequence[Manifest]) -> Manifest:
@@ -80,14 +117,9 @@ def find_vllm_workload(objects: Sequence[Manifest]) -> Manifest:
     return moving[0]
 
 
-def config_maps(objects: Iterable[Manifest], config: Mapping[str, Manifest] | None) -> dict[str, Manifest]:
-    """Collect ConfigMaps by name from the objects and from those given apart."""
-    found = {name_of(document): document for document in objects if document.get("kind") == "ConfigMap"}
-    return {**found, **(config or {})}
-
-
 def _open(deployment: Manifest, configmaps: Mapping[str, Manifest]) -> tuple[Manifest, int, launching.Launch]:
-    pod = copy.deepcopy(pod_specs(deployment)[0])
+    pods = pod_specs(deployment)
+    pod = copy.deepcopy(pods[0]) if pods else {}
     index = vllm_container(pod)
     if index is None:
         raise InputError(f"{deployment.get('kind')} {name_of(deployment)} has no vLLM container")
