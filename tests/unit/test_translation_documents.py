@@ -154,7 +154,8 @@ def _cli(monkeypatch, capsys, text: str, *arguments: str) -> tuple[int, str, str
 
 
 def test_the_command_prints_manifests_and_says_what_changed_beside_them(monkeypatch, capsys):
-    code, out, err = _cli(monkeypatch, capsys, dump([GPU]), "--target", "tpu-v5e-4")
+    small = deployment(["Qwen/Qwen3-8B"], SERVE)
+    code, out, err = _cli(monkeypatch, capsys, dump([small]), "--target", "tpu-v5e-4")
     assert code == 0
     assert only(Translation(load(out)[0], [], [], []), "Deployment")["metadata"]["name"] == "chat-tpu"
     assert "--tensor-parallel-size: - -> 4" in err

@@ -150,7 +150,7 @@ def test_obsolete_flags_get_their_new_names():
     ],
 )
 def test_an_fp8_checkpoint_becomes_its_bf16_one_under_the_old_name(given, served):
-    result = run(deployment([*given, "--revision=abc"], SERVE))
+    result = run(deployment([*given, "--revision=abc"], SERVE), target="tpu-v6e-8")
     assert result.blockers == []
     assert line_of(result).model()[1] == served
     assert line_of(result).served_names() == given

@@ -91,6 +91,11 @@ _CONTEXTS = (
     (r"facebook/opt-", 2048),
 )
 
+# "27b" in gemma-3-27b-it, "8x7B" in Mixtral-8x7B; the A22B of a mixture's active part is not its size.
+_SIZE = re.compile(r"(?:^|[-_.])(?:(?P<experts>\d+)x)?(?P<billions>\d+(?:\.\d+)?)b(?=$|[-_.])", re.I)
+_FOUR_BITS = re.compile(r"int4|w4a|awq|gptq|fp4|gpt-oss|[-_.]4bit", re.I)
+_EIGHT_BITS = re.compile(r"int8|w8a|[-_.]8bit", re.I)
+
 _VISION = re.compile(
     r"(gemma-3-(4b|12b|27b)|gemma-4-|medgemma-4b|llama-4-|[-_]vl([-_\d]|$)|pixtral|llava|internvl|minicpm-v|vision|paligemma"
     r"|mistral-small-(3\.[12]|4)|idefics|smolvlm|aria|molmo|ovis|ministral-3|qwen3\.5|[-_]omni)",
@@ -143,6 +148,21 @@ def native_context(model: str | None) -> int | None:
         return None
     name = model.rstrip("/").rsplit("/", 1)[-1]
     return next((tokens for family, tokens in _CONTEXTS if re.match(family, name, re.I)), None)
+
+
+def least_weights_gib(model: str | None, *, quantized: bool) -> float | None:
+    """Bound a checkpoint's weights from below, in GiB, by the size in its name; None where there is none.
+
+    A bound and no estimate: it refuses what cannot fit, and says nothing of what does. Experts share their
+    attention, so that 8x7B holds 47 billion parameters: 0.8 of the product is below all known.
+    """
+    name = (model or "").rstrip("/").rsplit("/", 1)[-1]
+    match = _SIZE.search(name)
+    if match is None:
+        return None
+    billions = float(match["billions"]) * (0.8 * int(match["experts"]) if match["experts"] else 1)
+    size = 0.5 if quantized or _FOUR_BITS.search(name) else 1 if _EIGHT_BITS.search(name) else 2
+    return billions * 1e9 * size / 2**30
 
 
 def has_vision(model: str | None) -> bool:

@@ -13,7 +13,7 @@ from tpu_migration.domain.translation.vocabulary import VERSION
 
 XLA_CACHE_PATH = "/var/cache/vllm-xla"
 
-# What the target always has, unless the source sets the first two otherwise on purpose.
+# What the target always has; a longer time to get ready stays.
 TPU_ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": ("tpu", "the migration's own convention; harmless at run time"),
     "VLLM_ENGINE_READY_TIMEOUT_S": ("3600", "the default of 600 s is shorter than a cold compile"),
@@ -32,6 +32,11 @@ _GONE = {
     name: f"gone: vLLM {VERSION} reports an unknown variable, fatal with --fail-on-environ-validation"
     for name in ("VLLM_ATTENTION_BACKEND", "VLLM_USE_V1", "VLLM_TPU_MOST_MODEL_LEN")
 }
+# Live on TPU, but not what users should be served with.
+_HARMFUL = {
+    "VLLM_XLA_CHECK_RECOMPILATION": "it raises on any compile inside a step: for tests, not for users",
+    "TPU_MULTIHOST_BACKEND": "the slice is one host",
+}
 _GPU_PATH = re.compile(r"nvidia|cuda|nccl|tcpx|/gib(/|$)|cupti", re.I)
 _PATH_NAMES = {"LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "LIBRARY_PATH"}
 _GPU_PROGRAMS = {"nvidia-smi", "nvidia-modprobe", "nvidia-cuda-mps-control", "dcgmi", "nvidia-persistenced"}
@@ -39,8 +44,8 @@ _GPU_PROGRAMS = {"nvidia-smi", "nvidia-modprobe", "nvidia-cuda-mps-control", "dc
 
 def why_removed(name: str) -> str | None:
     """Say why a variable has no place on TPU; None for one that stays."""
-    if name in _GONE:
-        return _GONE[name]
+    if why := _GONE.get(name) or _HARMFUL.get(name):
+        return why
     return "a setting of the GPU's libraries" if _GPU_NAMES.match(name) else None
 
 
@@ -75,7 +80,14 @@ def rewrite(container: Manifest, configs: Configs, notes: Notes, path: str, *, s
     _clean_configs(container, configs, notes, path)
     if serving:
         for name, (value, why) in TPU_ENVIRONMENT.items():
-            put(container, name, value, why, notes, path)
+            if not (name == "VLLM_ENGINE_READY_TIMEOUT_S" and _set_to(container, name) >= int(value)):
+                put(container, name, value, why, notes, path)
+
+
+def _set_to(container: Manifest, name: str) -> int:
+    """Read a number from a container's `env`; 0 where it is not written there."""
+    given = [str(entry.get("value", "")) for entry in container.get("env") or [] if entry.get("name") == name]
+    return int(given[-1]) if given and given[-1].isdecimal() else 0
 
 
 def put(container: Manifest, name: str, value: str, why: str, notes: Notes, path: str) -> None:

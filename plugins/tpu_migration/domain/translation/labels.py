@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpu_migration.domain.translation.model import NAME_LIMIT, Manifest, Notes, shorten
@@ -12,24 +12,26 @@ from tpu_migration.domain.translation.model import NAME_LIMIT, Manifest, Notes, 
 TARGET_LABEL = "tpu-migration/target"
 
 # Labels by which Services and tools tell workloads apart, whether their selectors were given or not.
-_IDENTITY = {
-    "app",
-    "name",
-    "run",
-    "k8s-app",
-    "service",
-    "release",
-    "deployment",
-    "deploymentName",
-    "component",
-    "model",
-    "app.kubernetes.io/name",
-    "app.kubernetes.io/instance",
-    "app.kubernetes.io/component",
-    "ai.gke.io/model",
-    "llm-d.ai/model",
-    "serving.kserve.io/inferenceservice",
-}
+_IDENTITY = frozenset(
+    {
+        "app",
+        "name",
+        "run",
+        "k8s-app",
+        "service",
+        "release",
+        "deployment",
+        "deploymentName",
+        "component",
+        "model",
+        "app.kubernetes.io/name",
+        "app.kubernetes.io/instance",
+        "app.kubernetes.io/component",
+        "ai.gke.io/model",
+        "llm-d.ai/model",
+        "serving.kserve.io/inferenceservice",
+    }
+)
 _TOOLS = (
     "app.kubernetes.io/managed-by",
     "helm.sh/chart",
@@ -54,6 +56,14 @@ class Identity:
     labels: dict[str, str]
     pod_labels: dict[str, str]
     selector: dict[str, str]
+    keys: frozenset[str]
+    suffix: str
+
+    def of(self, metadata: Any) -> dict[str, str]:
+        """Give a copied object labels of its own, so that no selector takes it for the source's."""
+        own = _own(_texts(metadata))
+        found = {key: _other(value, self.suffix) if key in self.keys else value for key, value in own.items()}
+        return {**found, TARGET_LABEL: self.pod_labels[TARGET_LABEL]}
 
 
 def selects(selector: Selector | None, labels: Mapping[str, str]) -> bool:
@@ -126,11 +136,11 @@ def identity(
     selector = {key: labels[key] for key in matched.get("matchLabels") or {} if key in labels}
     selector[TARGET_LABEL] = labels[TARGET_LABEL]
     notes.change("spec.selector", matched, {"matchLabels": selector}, why)
-    own = _texts(deployment.get("metadata"))
-    object_labels = {key: _other(value, suffix) if key in keys else value for key, value in _own(own).items()}
-    object_labels[TARGET_LABEL] = labels[TARGET_LABEL]
-    notes.change("metadata.labels", own, object_labels, "tools must not take the target for the source")
-    return Identity(object_labels, labels, selector)
+    found = Identity({}, labels, selector, keys, suffix)
+    own = found.of(deployment.get("metadata"))
+    why = "tools must not take the target for the source"
+    notes.change("metadata.labels", (deployment.get("metadata") or {}).get("labels"), own, why)
+    return replace(found, labels=own)
 
 
 def _texts(metadata: Any) -> dict[str, str]:

@@ -63,7 +63,7 @@ def _target(document: Manifest, name: str, identity: Identity) -> Manifest:
     """Copy an object under the target's name and labels."""
     result = clean(document)
     result["metadata"]["name"] = name
-    result["metadata"]["labels"] = dict(identity.labels)
+    result["metadata"]["labels"] = identity.of(document.get("metadata"))
     return result
 
 
@@ -159,7 +159,8 @@ def health_check_policy(
     default["config"] = {"type": kind, field: check}
     result["spec"] = {"default": default, "targetRef": _service_ref(names)}
     why = "GKE asks / by default, which vLLM answers 404: the backend would never get healthy"
-    notes.change(f"HealthCheckPolicy {name}", old, default["config"], why)
+    notes.change(f"HealthCheckPolicy {name} config", old, default["config"], why)
+    _retargeted(source, result, notes)
     return result
 
 
@@ -196,7 +197,14 @@ def backend_policy(
         message = f"maxRatePerEndpoint {default['maxRatePerEndpoint']} was measured on a GPU pod"
         notes.warn(f"GCPBackendPolicy {name}", message, "set it from the gate's capacity figure")
     result["spec"] = {"default": default, "targetRef": _service_ref(names)}
+    _retargeted(source, result, notes)
     return result
+
+
+def _retargeted(source: Manifest | None, result: Manifest, notes: Notes) -> None:
+    old = ((source or {}).get("spec") or {}).get("targetRef")
+    path = f"{result['kind']} {name_of(result)} targetRef"
+    notes.change(path, old, result["spec"]["targetRef"], "the target's backend has settings of its own")
 
 
 def _service_ref(names: Names) -> Manifest:
@@ -224,6 +232,7 @@ def disruption_budget(
         notes.change(
             path, {"minAvailable": least}, {"maxUnavailable": 1}, f"of {replicas} pods none could ever be evicted"
         )
+    notes.change(f"{path} selector", spec.get("selector"), {"matchLabels": dict(identity.selector)}, "TPU pods only")
     spec["selector"] = {"matchLabels": dict(identity.selector)}
     if replicas < 2:
         message = "one TPU replica restarts in tens of minutes, and no budget protects a single one"
@@ -251,7 +260,10 @@ def autoscaler(source: Manifest, names: Names, identity: Identity, replicas: int
         return None
     if metrics:
         spec["metrics"] = metrics
+    old = spec.get("scaleTargetRef")
     spec["scaleTargetRef"] = {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.deployment}
+    why = "each autoscaler has a Deployment of its own, or the two would fight"
+    notes.change(f"{path} scaleTargetRef", old, spec["scaleTargetRef"], why)
     least = max(int(spec.get("minReplicas") or 1), replicas)
     notes.change(f"{path} minReplicas", spec.get("minReplicas"), least, "the target keeps what it was sized for")
     spec["minReplicas"] = least

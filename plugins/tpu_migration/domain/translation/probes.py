@@ -21,7 +21,7 @@ _ACTIONS = ("httpGet", "tcpSocket", "exec", "grpc")
 
 def rewrite(container: Manifest, pod: Manifest, serving: Serving, notes: Notes, path: str) -> None:
     """Set probes, preStop and the grace period."""
-    health: dict[str, Any] = {"path": "/health", "port": _port(container, serving)}
+    health: dict[str, Any] = {"path": "/health", "port": _port(container, serving, notes, path)}
     if serving.https:
         health["scheme"] = "HTTPS"
     _startup(container, health, notes, path)
@@ -30,14 +30,15 @@ def rewrite(container: Manifest, pod: Manifest, serving: Serving, notes: Notes, 
     _stop(container, pod, serving, notes, path)
 
 
-def _port(container: Manifest, serving: Serving) -> int | str:
-    """Declare vLLM's port, and name it as the manifest does."""
+def _port(container: Manifest, serving: Serving, notes: Notes, path: str) -> int:
+    """Declare vLLM's port."""
     ports = container.setdefault("ports", [])
     for port in ports:
         if port.get("containerPort") == serving.port:
             return serving.port
     taken = {port.get("name") for port in ports}
     ports.append({"containerPort": serving.port, **({} if "http" in taken else {"name": "http"})})
+    notes.change(f"{path}.ports", None, ports[-1], "the port that vLLM listens on, for people and scrapers to see")
     return serving.port
 
 

@@ -41,6 +41,9 @@ def rewrite(line: CommandLine, target: Slice, sizing: Sizing, notes: Notes) -> S
     if not timeout:
         timeout = sizing.shutdown_timeout_s
         put(line, "shutdown-timeout", str(timeout), "on SIGTERM vLLM cuts streams in flight unless it may drain", notes)
+    if (line.value("host") or "").lower() in {"127.0.0.1", "localhost", "::1"}:
+        message = "vLLM listens inside its pod only: neither probes nor the load balancer reach it on /health"
+        notes.block(f"{line.path} --host", message, "listen on 0.0.0.0")
     _doubts(line, notes)
     return Serving(port_of(line), bool(line.get("ssl-certfile") or line.get("ssl-keyfile")), timeout, model)
 
@@ -126,7 +129,6 @@ def _structured_outputs(line: CommandLine, notes: Notes) -> None:
         old, path = option.text, option.path
         line.rename(option, "--structured-outputs-config", json.dumps(settings))
         notes.change(path, old, option.text, f"renamed in {VERSION}")
-        notes.warn(path, "a request's guided_* fields are silently ignored", "clients must send structured_outputs")
 
 
 def _served_names(line: CommandLine, served: list[str | None], notes: Notes) -> None:

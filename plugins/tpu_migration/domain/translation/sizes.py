@@ -23,6 +23,7 @@ LENGTH_UNKNOWN = 8192
 
 def fit(line: CommandLine, target: Slice, sizing: Sizing, model: str | None, notes: Notes) -> None:
     """Set what depends on the slice, every limit explicitly."""
+    _check_weights(line, target, model, notes)
     chips = str(target.chips)
     put(line, "tensor-parallel-size", chips, f"the model is split over the slice's {chips} chips", notes)
     put(line, "dtype", "bfloat16", "the TPU's own type", notes)
@@ -50,6 +51,18 @@ def fit(line: CommandLine, target: Slice, sizing: Sizing, model: str | None, not
         seqs = sizing.max_num_seqs or SEQS_DEFAULT
         put(line, "max-num-seqs", str(seqs), "defaults do not know this device: always explicit", notes)
     _batched_tokens(line, sizing, length, seqs, notes)
+
+
+def _check_weights(line: CommandLine, target: Slice, model: str | None, notes: Notes) -> None:
+    """Block a model whose weights alone do not fit; how much room the others leave is the plan's to say."""
+    weights = checkpoints.least_weights_gib(model, quantized=line.get("quantization") is not None)
+    if weights is not None and weights > target.hbm_gib * MEMORY_HIGH:
+        notes.block(
+            f"{line.path} model",
+            f"{model} cannot fit: its weights take at least {weights:.0f} GiB, and of the {target.hbm_gib:.0f} GiB "
+            f"of HBM in {target.name} {target.hbm_gib * MEMORY_HIGH:.0f} GiB can be used",
+            "choose a larger slice, or name a smaller or quantized checkpoint (--model)",
+        )
 
 
 def _batched_tokens(line: CommandLine, sizing: Sizing, length: int, seqs: int, notes: Notes) -> None:

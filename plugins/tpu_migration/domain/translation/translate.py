@@ -27,6 +27,24 @@ from tpu_migration.domain.translation.workload import (
 PROGRESS_DEADLINE_S = 7200
 _POD = "spec.template.spec"
 
+# What clients lose whatever the flags say; losses that follow from a flag are said where it is rewritten.
+LOST_FEATURES = (
+    ("a request's seed is an error", "let the gate probe it"),
+    (
+        "min_p, penalties, logit_bias, bad_words, allowed_token_ids and min_tokens are silently ignored",
+        "let the gate probe what they use",
+    ),
+    ("a request's guided_* fields are silently ignored", "clients must send structured_outputs"),
+)
+
+# Objects that are about the source and have no copy for the target.
+_NOT_COPIED = {
+    "NetworkPolicy": "it selects the source's pods and not the target's: who may reach these is not limited by it",
+    "ServiceMonitor": "it selects the source's Service: the target is not scraped by it",
+    "ScaledObject": "it scales the source: the target has no autoscaler",
+    "VerticalPodAutoscaler": "it sizes the source's pods: the target's keep the requests that they have",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -265,12 +283,17 @@ class _Workload:
         for route in self.around.naming(("HTTPRoute", "Ingress"), front, self.namespace):
             where = f"{route.get('kind')} {name_of(route)}"
             notes.warn(where, f"it still sends users to {front} only", "the migration moves its weights")
-        lost = (
-            "a request's seed is an error; min_p, penalties, logit_bias, bad_words, allowed_token_ids and min_tokens "
-            "are silently ignored"
-        )
-        notes.warn(
-            f"Deployment {self.names.deployment}",
-            f"what clients lose on TPU: {lost}",
-            "let the gate probe what they use",
-        )
+        for kind, message in _NOT_COPIED.items():
+            for document in self._about_source(kind, chosen):
+                notes.warn(f"{kind} {name_of(document)}", message, "see that the target has one, if it needs it")
+        for message, remedy in LOST_FEATURES:
+            notes.warn(f"Deployment {self.names.deployment}", f"clients lose on TPU: {message}", remedy)
+
+    def _about_source(self, kind: str, chosen: Manifest | None) -> list[Manifest]:
+        if kind in {"ScaledObject", "VerticalPodAutoscaler"}:
+            return self.around.pointing_at(kind, name_of(self.source), self.namespace)
+        own = self.source_labels if kind == "NetworkPolicy" else (chosen or {}).get("metadata", {}).get("labels") or {}
+        found = self.around.of_kind(kind, self.namespace)
+        field = "podSelector" if kind == "NetworkPolicy" else "selector"
+        wanted = [((document.get("spec") or {}).get(field), document) for document in found]
+        return [document for it, document in wanted if it and isinstance(it, Mapping) and labels.selects(it, own)]

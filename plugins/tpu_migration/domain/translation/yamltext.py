@@ -25,6 +25,10 @@ _FLOAT = re.compile(
 _NUMERIC = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|0[xo][0-9a-fA-F]+|[yYnN]")
 # More nodes than this, aliases written out, are a bomb and no manifest.
 _LARGEST = 2_000_000
+# libyaml's composer recurses in C and would take the process with it; no manifest nests half as deep.
+_DEEPEST = 100
+_LOOKS_DEEP = re.compile(r"(?:[-?:] +){50}|^ {100}", re.M)
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 class _Loader(_FastLoader):  # type: ignore[misc, valid-type]
@@ -98,6 +102,8 @@ def parse(text: str) -> list[tuple[Any, int]]:
             hint = ": indent with spaces, not with tabs"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"malformed YAML: {problem}{hint}", f"line {mark.line + 1}" if mark else "") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"malformed YAML: {error}") from error
 
@@ -105,26 +111,47 @@ def parse(text: str) -> list[tuple[Any, int]]:
 def _documents(text: str) -> Iterator[tuple[Any, int]]:
     # A byte-order mark may stand before any document of files that were joined.
     text = text.replace("\ufeff", "") if "\ufeff" in text else text
+    _check_depth(text)
     loader = _Loader(text)
     may_alias = "*" in text and "&" in text
     try:
         while loader.check_node():
             node = loader.get_node()
+            line = _line(node)
             if may_alias and _size(node, {}) > _LARGEST:
-                raise ValueError("its aliases repeat too much: write it out")
-            yield loader.construct_document(node), node.start_mark.line + 1
+                raise InputError("malformed YAML: its aliases repeat too much: write it out", f"line {line}")
+            yield loader.construct_document(node), line
     finally:
         loader.dispose()
 
 
+def _line(place: yaml.Node | yaml.Event) -> int:
+    return place.start_mark.line + 1 if place.start_mark else 1
+
+
+def _check_depth(text: str) -> None:
+    """Raise InputError for YAML that nests too deep; only a text that may do so is parsed for it."""
+    depth = highest = 0
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match[0] in "[{" else max(depth - 1, 0)
+        highest = max(highest, depth)
+    if highest < _DEEPEST and not _LOOKS_DEEP.search(text):
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_FastLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise InputError(f"malformed YAML: it nests more than {_DEEPEST} deep", f"line {_line(event)}")
+
+
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count nodes with every alias written out. Raise ValueError for a node that holds itself."""
+    """Count nodes with every alias written out. Raise InputError for a node that holds itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
         known[id(node)] = -1
-        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        inner = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_size(part, known) for part in inner)
     if known[id(node)] < 0:
-        raise ValueError("an alias refers to what it is in")
+        raise InputError("malformed YAML: an alias refers to what it is in", f"line {_line(node)}")
     return known[id(node)]
