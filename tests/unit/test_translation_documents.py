@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -110,6 +111,93 @@ def test_a_file_that_holds_source_and_target_gives_the_same_target_again():
 def test_input_that_is_no_kubernetes_yaml_is_refused_with_its_place(text, complaint):
     with pytest.raises(InputError, match=complaint):
         translated(text)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{key}: &{key} [{','.join([f'*{before}'] * 10)}]\n" for before, key in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("kind: Deployment\nkind: Service\n", "line 2: .*'kind' is given twice"),
+        ("metadata:\n\tname: x\n", "line 2: .*with spaces, not with tabs"),
+        ("a: *nobody\n", "line 1: .*undefined alias"),
+        ("a: 1\nb: &b [*b]\n", "line 2: .*refers to what it is in|line 1: .*refers to what it is in"),
+        (BOMB, "aliases repeat too much"),
+        ("x: " + "[" * 100_000, "nests more than 100 deep"),
+        ("- " * 100_000, "nests more than 100 deep"),
+        ("apiVersion: v1\nkind: Secret\nmetadata: {name: \x00}\n", "line 3: .*not allowed"),
+        ("a: \ud800\n", "malformed YAML"),
+        ("a: !Ref x\n", "line 1: .*!Ref"),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec:\n  replicas: {{ n }}\n",
+            "line 5.*template",
+        ),
+        ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: '{{ n }}'}\n", "line 1.*template"),
+        ("{{- if .Values.gpu }}\napiVersion: v1\n{{- end }}\n", "line 1.*template"),
+        (dump([GPU]).replace("Qwen/Qwen3-32B", "'{{ .Values.model }}'"), "line 3.*template"),
+    ],
+)
+def test_each_kind_of_malformed_input_gets_one_error_that_says_where(text, complaint):
+    with pytest.raises(InputError, match=complaint) as caught:
+        translated(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + dump([GPU]),
+        dump([GPU]) + "---\n\ufeffapiVersion: v1\nkind: Namespace\nmetadata: {name: llm}\n",
+        dump([GPU]).replace("\n", "\r\n"),
+        "---\n---\n# nothing here\n---\n" + dump([GPU]) + "\n---\n...\n---\n",
+        "%YAML 1.1\n---\n" + dump([GPU]),
+        "# rendered from {{ .Values.model }}\n" + dump([GPU]),
+        dump([GPU]) + "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {t: '{{ .Labels.x }}'}\n",
+    ],
+)
+def test_unusual_but_legal_yaml_is_translated_as_ever(text):
+    assert only(translated(text), "Deployment") == only(translated(dump([GPU])), "Deployment")
+
+
+def test_other_documents_mean_to_kubectl_what_they_meant_before():
+    odd = "t: 12:30, e: 1e3, d: 2024-01-01, eq: =, octal: 0644, v: 1.10, s: '1e3', yes: 'yes', n: '012'"
+    custom = f"apiVersion: acme.io/v1\nkind: Widget\nmetadata: {{name: w}}\nspec: {{{odd}}}\n"
+    result = translated(dump([GPU]) + "---\n" + custom)
+    spec = {"t": "12:30", "e": 1000.0, "d": "2024-01-01", "eq": "=", "octal": 420, "v": 1.1, "s": "1e3", "n": "012"}
+    assert only(result, "Widget")["spec"] == {**spec, True: "yes"}
+    assert load(dump(result.manifests))[0] == result.manifests
+
+
+def test_merge_keys_override_without_being_duplicates():
+    text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: &d {x: '1', y: '2'}\n---\n"
+    text += "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata: {<<: {x: '1', y: '2'}, y: '3'}\n"
+    assert [document["data"] for document in load(text)[0]] == [{"x": "1", "y": "2"}, {"x": "1", "y": "3"}]
+
+
+def _wrapped(kind: str, api_version: str, **spec: object) -> dict:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": "w"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        _wrapped("Pod", "v1", **GPU["spec"]["template"]["spec"]),
+        _wrapped("Rollout", "argoproj.io/v1alpha1", template=GPU["spec"]["template"]),
+        _wrapped("CronJob", "batch/v1", jobTemplate={"spec": {"template": GPU["spec"]["template"]}}),
+        _wrapped("RayService", "ray.io/v1", serveConfigV2="import_path: ray.serve.llm:build_openai_app"),
+        _wrapped("InferenceService", "serving.kserve.io/v1beta1", predictor={"model": {"runtime": "kserve-vllm"}}),
+        _wrapped("LLMInferenceService", "serving.kserve.io/v1alpha1", model={"uri": "hf://a/b"}, router="vllm"),
+        _wrapped("SomethingNew", "acme.io/v1", parts=[{"pod": GPU["spec"]["template"]["spec"]}]),
+    ],
+)
+def test_a_workload_of_a_kind_that_cannot_move_is_named_and_left_as_it_is(document):
+    result = translated(dump([document]))
+    assert result.blockers[0].path == f"{document['kind']} w"
+    assert result.manifests == [document]
+    assert result.changes == []
 
 
 def test_a_jinja_chat_template_is_no_helm_template():

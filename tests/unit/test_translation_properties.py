@@ -32,7 +32,8 @@ from tpu_migration.domain.translation.labels import selects
 from tpu_migration.domain.translation.shell import Edits, commands
 from tpu_migration.domain.translation.vocabulary import SWITCHES, VALUED, full_name, is_switch
 
-SENT = settings(max_examples=120, deadline=None)
+# Derandomized: the same examples on each run, so that a failure is the change's and can be repeated.
+SENT = settings(max_examples=120, deadline=None, derandomize=True)
 
 _KEYS = st.sampled_from(["app", "team", "tier", "app.kubernetes.io/name", "version", "role"])
 LABELS = st.dictionaries(_KEYS, st.sampled_from(["a", "b", "a-tpu", "x1", ""]), min_size=1, max_size=4)
@@ -150,7 +151,7 @@ def test_every_change_says_why_and_the_pod_can_be_scheduled(source):
     assert mounts <= {volume["name"] for volume in pod_of(result)["volumes"]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(alphabet="ab-= \t\n\\'\"$(){}|&;<>#`x0", max_size=40))
 def test_a_script_of_any_kind_is_read_to_its_end_and_unedited_is_itself(script):
     words = [word for command in commands(script) for word in command]
@@ -159,7 +160,7 @@ def test_a_script_of_any_kind_is_read_to_its_end_and_unedited_is_itself(script):
     assert Edits(script).result() == script
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.text(alphabet="ab c'\"\\-=", max_size=6), min_size=1, max_size=5))
 def test_quoted_words_are_read_as_the_shell_reads_them(words):
     script = " ".join(shlex.quote(word) for word in words)

@@ -119,11 +119,13 @@ def _clean_configs(container: Manifest, configs: Configs, notes: Notes, path: st
         for key, value in configs.data(str(name)).items():
             variable = f"{source.get('prefix', '')}{key}"
             why = why_removed(variable)
+            left = None
             if why is None and variable in _PATH_NAMES and _GPU_PATH.search(value):
                 why = "the GPU's libraries are not on a TPU node"
+                left = without_gpu_paths(variable, value) or None
             if why is not None:
-                configs.set(str(name), key, None)
-                notes.change(f"ConfigMap {name} key {key}", value, None, why)
+                configs.set(str(name), key, left)
+                notes.change(f"ConfigMap {name} key {key}", value, left, why)
 
 
 def clean_script(buffer: TextBuffer, notes: Notes) -> None:
@@ -143,8 +145,14 @@ def clean_script(buffer: TextBuffer, notes: Notes) -> None:
                     break
                 continue
             name, value = match["name"], token.text[match.end() :]
-            gpu_path = name in _PATH_NAMES and _GPU_PATH.search(value)
-            why = why_removed(name) or ("the GPU's libraries are not on a TPU node" if gpu_path else None)
+            why = why_removed(name)
+            if why is None and name in _PATH_NAMES and _GPU_PATH.search(value):
+                why = "the GPU's libraries are not on a TPU node"
+                if cleaned := without_gpu_paths(name, value):
+                    buffer.replace(token.key, f"{match[0]}{cleaned}")
+                    notes.change(f"{buffer.path} {name}", token.text, f"{match[0]}{cleaned}", why)
+                    others += 1
+                    continue
             if why is None:
                 others += 1
                 continue

@@ -29,6 +29,7 @@ class Launch:
     buffers: list[Buffer] = field(default_factory=list)  # inner ones first
     scripts: list[TextBuffer] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    below_shell: bool = False  # a shell stays the pod's first process, and gets the SIGTERM in vLLM's place
 
     def commit(self) -> None:
         """Write the edited texts back."""
@@ -139,13 +140,15 @@ def _from_script(launch: Launch, buffer: TextBuffer, rest: Sequence[Token], vari
     local: dict[str, str] = {}
     launch.scripts.append(buffer)
     launch.buffers.insert(0, buffer)
-    for command in buffer.commands():
+    script = buffer.commands()
+    for command in script:
         texts = [token.text for token in command]
         head = _head(texts)
         if head is not None and launch.line is None:
             at, positional = head
             words = _splice(command[at:], launch, variables, local, rest)
             start = command[at - 1]
+            launch.below_shell = len(script) > 1 and "exec" not in texts[:at]
             launch.line = CommandLine(words, variables, positional_model=positional, local=dict(local), start=start)
         for text in texts:
             if match := ASSIGNMENT.match(text):

@@ -191,6 +191,7 @@ def cache_volume(pod: Manifest, container: Manifest, configs: Configs, notes: No
         name += "-tpu"
     volumes.append({"name": name, "emptyDir": {"sizeLimit": CACHE_SIZE}})
     mounts.append({"name": name, "mountPath": location})
+    notes.change(f"spec.template.spec.volumes {name}", None, volumes[-1], why)
     notes.change(f"{path}.volumeMounts {name}", None, location, why)
     environment.put(container, "VLLM_XLA_CACHE_PATH", location, why, notes, path)
 
@@ -212,10 +213,10 @@ def check_claims(pod: Manifest, known: Mapping[str, Manifest], notes: Notes, pat
             old = {"claimName": name}
             volume.pop("persistentVolumeClaim")
             volume["emptyDir"] = {}
-            notes.change(where, old, {}, f"the claim {name} is ReadWriteOnce and held by the GPU's node")
+            notes.change(where, old, {}, f"the claim {name} is {modes[0]} and held by the GPU's node")
             notes.warn(where, "the download cache starts empty on each TPU node", "expect the first start to download")
         else:
-            message = f"the claim {name} is ReadWriteOnce: the GPU's node holds it, so no TPU pod can mount it"
+            message = f"the claim {name} is {modes[0]}: the GPU's node holds it, so no TPU pod can mount it"
             notes.block(where, message, "put the weights where several nodes can read them")
 
 

@@ -206,7 +206,7 @@ class _Workload:
         self.notes.change("spec.strategy", spec.get("strategy"), strategy, why)
         spec["strategy"] = strategy
         self.notes.change(
-            "spec.replicas", spec.get("replicas", 1), self.replicas, "as asked, or as the autoscaler keeps them"
+            "spec.replicas", spec.get("replicas"), self.replicas, "as asked, or as the autoscaler keeps them, else one"
         )
         spec["replicas"] = self.replicas
         deadline = max(int(spec.get("progressDeadlineSeconds") or 0), PROGRESS_DEADLINE_S)
@@ -268,6 +268,9 @@ class _Workload:
         for script in launch.scripts:
             environment.clean_script(script, notes)
         launch.commit()
+        if launch.below_shell:
+            message = "the shell gets the SIGTERM and does not pass it on: vLLM is killed with its streams at the end"
+            notes.warn(f"{path}.command", message, "start it with `exec vllm serve` in the script")
         return serving
 
     def _speak_of(self, services: Sequence[Manifest], chosen: Manifest | None) -> None:

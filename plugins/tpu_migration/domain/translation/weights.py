@@ -28,24 +28,22 @@ def choose_weights(line: CommandLine, target: Slice, sizing: Sizing, notes: Note
             f"what {written} stands for is out of sight",
             "give the ConfigMap that it comes from, or write the model id",
         )
-    for option in line.all("quantization"):
-        _quantization(line, option, notes)
     if sizing.model and model and sizing.model != model:
         return _change_model(line, written, model, sizing.model, "asked for", notes)
-    if model and checkpoints.is_fp8(model):
-        base = _bf16(line, written, model)
-        if base is None:
-            notes.block(
-                path,
-                f"{model} is an FP8 checkpoint and no BF16 one is known for it: TPU {target.generation} has no FP8",
-                "name the BF16 checkpoint (--model)",
-            )
-            return model
+    if model and checkpoints.is_fp8(model) and (base := _bf16(line, written, model)) is not None:
         if not checkpoints.is_hub_id(model):
             notes.warn(path, f"{base} is taken for the BF16 weights of {model}", "see that they exist there")
         why = f"FP8 checkpoints fail late on TPU {target.generation}: it is native in int8, int4 and BF16"
         return _change_model(line, written, model, base, why, notes)
-    if model and checkpoints.is_gpu_only(model):
+    for option in line.all("quantization"):
+        _quantization(line, option, notes)
+    if model and checkpoints.is_fp8(model):
+        notes.block(
+            path,
+            f"{model} is an FP8 checkpoint and no BF16 one is known for it: TPU {target.generation} has no FP8",
+            "name the BF16 checkpoint (--model)",
+        )
+    elif model and checkpoints.is_gpu_only(model):
         notes.block(path, f"{model}: this quantization runs on GPUs only", "name the BF16 checkpoint (--model)")
     return model
 
@@ -103,6 +101,9 @@ def _change_model(line: CommandLine, written: str, old: str, new: str, why: str,
         token.buffer.replace(token.key, new)
         place = path
     notes.change(place, old, new, why)
+    # vLLM reads a checkpoint's quantization from its config, and refuses one that it has not.
+    for option in line.all("quantization"):
+        drop(line, option, f"it says how the weights of {old} are quantized", notes)
     for name in ("revision", "code-revision", "tokenizer-revision"):
         for revision in line.all(name):
             if name != "tokenizer-revision" or line.get("tokenizer") is None:
