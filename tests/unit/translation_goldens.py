@@ -1,4 +1,5 @@
 """Write the golden files of tests/unit/translation anew: `python -m tests.unit.translation_goldens [NAME …]`.
+With `--public` it writes those of ../shared/manifests: facts about them only, for the manifests are not ours.
 
 NAME.yaml is a GPU manifest as its author wrote it, NAME.expected.yaml what the translation makes of it. Read
 the difference (`git diff tests/unit/translation`) before you commit: a golden file that nobody read proves nothing.
@@ -42,6 +43,12 @@ def _line(finding: Finding) -> str:
 
 
 def main(chosen: list[str]) -> None:
+    if chosen == ["--public"]:
+        from tests.unit.test_translation_public_goldens import PUBLIC, facts
+
+        for path in sorted(PUBLIC.glob("*.yaml")):
+            (FOLDER / "public" / path.name).write_text(dump([facts(path.stem)]))
+        return
     for name in chosen or names():
         (FOLDER / f"{name}.expected.yaml").write_text(dump([as_golden(translated(name))]))
 
