@@ -41,16 +41,21 @@ def _workload(index: int) -> dict[str, Any]:
 
 
 def measure() -> dict[str, Any]:
-    """Give the best of three runs for each file, in seconds, and whether both are within the limit."""
+    """Give the best of three runs for each file, in seconds of the clock and of this process's CPU.
+
+    Both are the same on an idle machine; on a busy one only the latter says what the translation itself takes.
+    """
     target = slice_of()
     figures: dict[str, Any] = {}
     for label, text in (("mixed_1000_documents_s", mixed()), ("workloads_1000_s", mixed(1000, 0))):
-        seconds = []
+        clock, cpu = [], []
         for _ in range(RUNS):
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             translate_documents(text, target=target, image=IMAGE)
-            seconds.append(time.perf_counter() - start)
-        figures[label] = round(min(seconds), 3)
+            clock.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - start_cpu)
+        figures[label] = round(min(clock), 3)
+        figures[f"{label.removesuffix('_s')}_cpu_s"] = round(min(cpu), 3)
     figures["limit_s"] = LIMIT_S
     figures["within_limit"] = max(figures["mixed_1000_documents_s"], figures["workloads_1000_s"]) < LIMIT_S
     return figures

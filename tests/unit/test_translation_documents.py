@@ -71,6 +71,8 @@ def test_several_workloads_are_translated_each_with_its_own_objects():
     assert {"Deployment/chat-tpu", "Deployment/small-tpu", "Service/chat-tpu", "Service/small-tpu"} <= set(
         kinds(result)
     )
+    lengths = [w.path for w in result.warnings if w.path.endswith("--max-model-len")]
+    assert [path.split(" spec.")[0] for path in lengths] == ["Deployment chat", "Deployment small"]
     with pytest.raises(InputError, match="several vLLM workloads"):
         find_vllm_workload([GPU, two])
 

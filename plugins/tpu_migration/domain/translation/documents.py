@@ -117,6 +117,7 @@ def translate_documents(
             where = f"{workload.get('kind')} {name_of(workload)}"
             notes.warn(where, "it runs on TPUs already: passed through unchanged")
             continue
+        notes.about = f"{workload.get('kind')} {name_of(workload)}" if len(workloads) > 1 else ""
         own = around.index(workload) or 0
         for manifest, index in translate_workload(workload, around, options, notes):
             # What stands for no document of the text goes behind the Deployment.

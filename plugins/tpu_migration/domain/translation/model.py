@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -121,27 +121,40 @@ def shorten(name: str, suffix: str) -> str:
     return f"{kept}-{digest}{suffix}"
 
 
-@dataclass
 class Notes:
-    """Collect changes, warnings and blockers while a translation runs."""
+    """Collect changes, warnings and blockers while a translation runs.
 
-    changes: list[Change] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)
-    blockers: list[Finding] = field(default_factory=list)
+    `about` names the workload that paths of no other object belong to, where a file has several.
+    """
+
+    def __init__(self) -> None:
+        self.about = ""
+        self.changes: list[Change] = []
+        # Dictionaries, for each finding is said once, and a file may have thousands.
+        self._warnings: dict[Finding, None] = {}
+        self._blockers: dict[Finding, None] = {}
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return list(self._warnings)
+
+    @property
+    def blockers(self) -> list[Finding]:
+        return list(self._blockers)
 
     def change(self, path: str, old: Any, new: Any, why: str) -> None:
         """Record a difference, unless there is none."""
         if old != new:
-            self.changes.append(Change(path, old, new, why))
+            self.changes.append(Change(self._place(path), old, new, why))
 
     def warn(self, path: str, message: str, remedy: str = "") -> None:
         """Record what people should know, once."""
-        finding = Finding(path, message, remedy)
-        if finding not in self.warnings:
-            self.warnings.append(finding)
+        self._warnings.setdefault(Finding(self._place(path), message, remedy))
 
     def block(self, path: str, message: str, remedy: str = "") -> None:
         """Record what must be resolved before the target can serve, once."""
-        finding = Finding(path, message, remedy)
-        if finding not in self.blockers:
-            self.blockers.append(finding)
+        self._blockers.setdefault(Finding(self._place(path), message, remedy))
+
+    def _place(self, path: str) -> str:
+        inside = self.about and path.startswith(("spec.", "metadata.", "env ", "variable "))
+        return f"{self.about} {path}" if inside else path
