@@ -148,6 +148,29 @@ def test_an_fp8_checkpoint_becomes_the_bf16_one_and_its_quantization_flag_goes()
     assert result.blockers == []
 
 
+def test_a_search_path_in_a_script_loses_the_gpus_directories_only():
+    script = (
+        "export A=1 LD_LIBRARY_PATH=/opt/a:/usr/local/nvidia/lib64 NCCL_DEBUG=INFO\nexec vllm serve Qwen/Qwen3-8B\n"
+    )
+    text = server_of(run(deployment(command=["sh", "-c", script])))["command"][2]
+    assert text.startswith("export A=1 LD_LIBRARY_PATH=/opt/a\nexec vllm serve Qwen/Qwen3-8B --")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("vllm serve Qwen/Qwen3-8B", False),
+        ("exec vllm serve Qwen/Qwen3-8B", False),
+        ("sleep 1; exec vllm serve Qwen/Qwen3-8B", False),
+        ("sleep 1; vllm serve Qwen/Qwen3-8B", True),
+        ("vllm serve Qwen/Qwen3-8B | tee /tmp/log", True),
+    ],
+)
+def test_a_shell_that_would_swallow_the_sigterm_is_told_of(script, told):
+    result = run(deployment(command=["sh", "-c", script]))
+    assert any("SIGTERM" in warning.message for warning in result.warnings) is told
+
+
 def test_an_fp8_checkpoint_without_a_known_bf16_one_blocks():
     assert "no BF16 one is known" in flags(model="acme/ours-FP8").blockers[0].message
 

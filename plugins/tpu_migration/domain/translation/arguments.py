@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpu_migration.domain.translation.buffers import Buffer, FileBuffer, ListBuffer, Token
+from tpu_migration.domain.translation.buffers import Buffer, FileBuffer, Token
 from tpu_migration.domain.translation.variables import Variables
 from tpu_migration.domain.translation.vocabulary import MULTIPLE, SHORT, full_name, is_switch
 
@@ -246,12 +246,3 @@ def integer(text: str | None) -> int | None:
     number, unit = match.groups()
     power = "kmgt".find(unit.lower()) + 1 if unit else 0
     return int(float(number) * (1024 if unit.isupper() else 1000) ** power)
-
-
-def commit_all(buffers: Iterable[Buffer]) -> None:
-    """Write every edited text back."""
-    for buffer in buffers:
-        buffer.commit()
-
-
-__all__ = ["CommandLine", "ListBuffer", "Option", "commit_all", "integer"]

@@ -8,7 +8,6 @@ from tpu_migration.domain.translation.model import Notes
 
 def put(line: CommandLine, name: str, value: str, why: str, notes: Notes) -> None:
     """Give an option a value where it stands, or append it; earlier ones of the same name go."""
-    """Set an option where it stands, else append it."""
     given = line.all(name)
     for other in given[:-1]:
         drop(line, other, "given again further on, which wins", notes)

@@ -1,13 +1,11 @@
-"""Rewrite a container's environment, and the start script around it, from GPU to TPU."""
+"""Rewrite a container's environment from GPU to TPU."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from tpu_migration.domain.translation.buffers import TextBuffer
-from tpu_migration.domain.translation.launch import program
 from tpu_migration.domain.translation.model import Manifest, Notes
-from tpu_migration.domain.translation.shell import ASSIGNMENT
 from tpu_migration.domain.translation.variables import Configs
 from tpu_migration.domain.translation.vocabulary import VERSION
 
@@ -39,7 +37,6 @@ _HARMFUL = {
 }
 _GPU_PATH = re.compile(r"nvidia|cuda|nccl|tcpx|/gib(/|$)|cupti", re.I)
 _PATH_NAMES = {"LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "LIBRARY_PATH"}
-_GPU_PROGRAMS = {"nvidia-smi", "nvidia-modprobe", "nvidia-cuda-mps-control", "dcgmi", "nvidia-persistenced"}
 
 
 def why_removed(name: str) -> str | None:
@@ -56,25 +53,27 @@ def without_gpu_paths(name: str, value: str) -> str:
     return ":".join(kept) if any(part not in itself for part in kept) else ""
 
 
+def settled(name: str, value: Any) -> tuple[Any, str | None]:
+    """Give what is left of a variable's value on TPU (None: nothing), and why it differs (None: it does not)."""
+    if why := why_removed(name):
+        return None, why
+    if name in _PATH_NAMES and isinstance(value, str) and _GPU_PATH.search(value):
+        return without_gpu_paths(name, value) or None, "the GPU's libraries are not on a TPU node"
+    return value, None
+
+
 def rewrite(container: Manifest, configs: Configs, notes: Notes, path: str, *, serving: bool) -> None:
     """Remove GPU variables from a container; on the serving one set what the TPU needs."""
     kept = []
-    for given in container.get("env") or []:
-        entry, name = given, str(given.get("name"))
-        where = f"{path}.env {name}"
-        why = why_removed(name)
-        value = entry.get("value")
-        if why is None and name in _PATH_NAMES and isinstance(value, str) and _GPU_PATH.search(value):
-            cleaned = without_gpu_paths(name, value)
-            if cleaned:
-                notes.change(where, value, cleaned, "the GPU's libraries are not on a TPU node")
-                entry = {**entry, "value": cleaned}
-            else:
-                why = "the GPU's libraries are not on a TPU node"
+    for entry in container.get("env") or []:
+        name, value = str(entry.get("name")), entry.get("value")
+        left, why = settled(name, value)
         if why is None:
             kept.append(entry)
-        else:
-            notes.change(where, value if value is not None else entry.get("valueFrom"), None, why)
+            continue
+        if left is not None:
+            kept.append({**entry, "value": left})
+        notes.change(f"{path}.env {name}", value if value is not None else entry.get("valueFrom"), left, why)
     if container.get("env") is not None or kept:
         container["env"] = kept
     _clean_configs(container, configs, notes, path)
@@ -117,64 +116,7 @@ def _clean_configs(container: Manifest, configs: Configs, notes: Notes, path: st
                 )
             continue
         for key, value in configs.data(str(name)).items():
-            variable = f"{source.get('prefix', '')}{key}"
-            why = why_removed(variable)
-            left = None
-            if why is None and variable in _PATH_NAMES and _GPU_PATH.search(value):
-                why = "the GPU's libraries are not on a TPU node"
-                left = without_gpu_paths(variable, value) or None
+            left, why = settled(f"{source.get('prefix', '')}{key}", value)
             if why is not None:
                 configs.set(str(name), key, left)
                 notes.change(f"ConfigMap {name} key {key}", value, left, why)
-
-
-def clean_script(buffer: TextBuffer, notes: Notes) -> None:
-    """Take GPU settings and GPU tools out of a start script, the rest staying as it is."""
-    for command in buffer.commands():
-        first = program(command[0].text)
-        if first in _GPU_PROGRAMS:
-            _replace_command(buffer, [token.key for token in command], notes, "there is no such tool on a TPU node")
-            continue
-        exported = first in {"export", "declare", "readonly"}
-        removed, others = [], 0
-        for token in command[1:] if exported else command:
-            match = ASSIGNMENT.match(token.text)
-            if match is None:
-                others += 1
-                if not exported:
-                    break
-                continue
-            name, value = match["name"], token.text[match.end() :]
-            why = why_removed(name)
-            if why is None and name in _PATH_NAMES and _GPU_PATH.search(value):
-                why = "the GPU's libraries are not on a TPU node"
-                if cleaned := without_gpu_paths(name, value):
-                    buffer.replace(token.key, f"{match[0]}{cleaned}")
-                    notes.change(f"{buffer.path} {name}", token.text, f"{match[0]}{cleaned}", why)
-                    others += 1
-                    continue
-            if why is None:
-                others += 1
-                continue
-            removed.append(token)
-            notes.change(f"{buffer.path} {name}", token.text, None, why)
-        if removed and not others:
-            _replace_command(buffer, [token.key for token in command], None, "")
-        else:
-            for token in removed:
-                buffer.remove(token.key)
-        if first == "ray" and any(token.text == "start" for token in command):
-            notes.block(buffer.path, "`ray start` joins several hosts: only single-host servers are translated")
-        if first in {"pip", "pip3", "uv", "apt-get"}:
-            text = " ".join(token.text for token in command[:4])
-            notes.warn(buffer.path, f"`{text} …` may pull GPU libraries into the TPU image", "see that it does not")
-
-
-def _replace_command(buffer: TextBuffer, words: list[object], notes: Notes | None, why: str) -> None:
-    """Put `true` in the place of a whole command, so that `&&` and newlines around it keep their meaning."""
-    first, *rest = words
-    if notes is not None:
-        notes.change(buffer.path, " ".join(getattr(word, "text", "") for word in words), "true", why)
-    buffer.replace(first, "true")  # type: ignore[arg-type]
-    for word in rest:
-        buffer.remove(word)  # type: ignore[arg-type]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpu_migration.domain.accelerators import Slice
-from tpu_migration.domain.translation import environment, labels, objects, pod, probes, rules, scheduling
+from tpu_migration.domain.translation import labels, objects, pod, probes, rules, scheduling
 from tpu_migration.domain.translation import launch as launching
 from tpu_migration.domain.translation.model import Manifest, Names, Notes, Sizing, Translation, shorten
 from tpu_migration.domain.translation.neighbours import Neighbours, is_of, namespace_of
 from tpu_migration.domain.translation.objects import name_of
+from tpu_migration.domain.translation.script import clean_script
 from tpu_migration.domain.translation.shape import check_shape, prune
 from tpu_migration.domain.translation.variables import Configs
 from tpu_migration.domain.translation.workload import (
@@ -266,7 +267,7 @@ class _Workload:
             return rules.Serving(8000, False, self.sizing.shutdown_timeout_s, None)
         serving = rules.rewrite(launch.line, self.target, self.sizing, notes)
         for script in launch.scripts:
-            environment.clean_script(script, notes)
+            clean_script(script, notes)
         launch.commit()
         if launch.below_shell:
             message = "the shell gets the SIGTERM and does not pass it on: vLLM is killed with its streams at the end"

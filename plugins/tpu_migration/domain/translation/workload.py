@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tpu_migration.domain.accelerators import GPU_ACCELERATOR_LABEL
@@ -115,6 +115,12 @@ def find_vllm_workload(objects: Sequence[Manifest]) -> Manifest:
         names = ", ".join(f"{document.get('kind')} {name_of(document)}" for document in moving)
         raise InputError(f"several vLLM workloads ({names}): give one at a time")
     return moving[0]
+
+
+def config_maps(objects: Iterable[Manifest], config: Mapping[str, Manifest] | None) -> dict[str, Manifest]:
+    """Collect ConfigMaps by name from the objects and from those given apart."""
+    found = {name_of(document): document for document in objects if document.get("kind") == "ConfigMap"}
+    return {**found, **(config or {})}
 
 
 def _open(deployment: Manifest, configmaps: Mapping[str, Manifest]) -> tuple[Manifest, int, launching.Launch]:
