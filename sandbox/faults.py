@@ -86,8 +86,8 @@ _TABLE = (
     ),
     Fault(
         "gpu-gone",
-        "an H100 machine dies, as under `node-lost`",
-        {"machine": "a3", **_MACHINES},
+        "an H100 machine dies, as under `node-lost`, and its pool makes another one",
+        {"machine": "a3", **_MACHINES, "returns_after_s": 600.0},
         "sandbox.gke.losses",
         begins=Phase.SHIFTING,
         hurts_s=60.0,
