@@ -125,13 +125,6 @@ def _onset(chance: Random, name: str) -> Onset:
     return Onset(name, phase, after_s, chance.choice(lasting), chance.random() < 0.5)
 
 
-def alone(fault: Fault) -> Scenario:
-    """Return the scenario of one fault as it is by default, from its phase on; how it ends is known."""
-    onset = Onset(fault.name, fault.begins, 0.0, None, one_replica=False)
-    world = {"speed": SPEED, "rate_rps": 16.0, "answer_s": 1.0}
-    return Scenario(0, (onset,), None, {**QUICK, "steps": [50, 100], "source_release": "delete-pool"}, world)
-
-
 class Play:
     """Run one scenario to its end."""
 

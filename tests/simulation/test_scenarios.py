@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.faults import describe
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation import scenarios
 from tests.simulation.harness import Phase
-from tests.simulation.scenarios import Death, Onset, Play, Scenario, alone, draw, play
+from tests.simulation.scenarios import Death, Onset, Play, Scenario, draw, play
 from tpu_migration.domain.watch import Watch
 from tpu_migration.guard import Guard
 from tpu_migration.restore import Restored
@@ -23,14 +22,6 @@ def test_whatever_is_drawn_users_are_safe_and_nothing_is_left(first):
     ends = [play(draw(seed)) for seed in range(first, first + BLOCK)]
     broken = [f"{each.scenario} ended {each.phase}: {each.problems}" for each in ends if each.problems]
     assert not broken, "\n".join(broken)
-
-
-@pytest.mark.parametrize("fault", describe(), ids=lambda fault: fault.name)
-def test_each_fault_by_itself_ends_as_the_table_says(fault):
-    ended = play(alone(fault))
-    assert ended.phase == fault.ends, ended.reasons
-    assert ended.green is (fault.ends is Phase.MIGRATED)
-    assert ended.problems == []
 
 
 def test_the_draw_is_the_same_for_the_same_seed_and_covers_every_fault():
