@@ -40,7 +40,7 @@ class EnginePod(VirtualPod):
 
     def fault(self, name: str) -> dict[str, Any] | None:
         """Return the options of a fault that is on and meant for this engine."""
-        if self.is_tpu == name.startswith("gpu"):
+        if not self.world.faults.active() or self.is_tpu == name.startswith("gpu"):
             return None
         found = self.world.faults.get(name)
         return found if found is not None and self.name.startswith(found.get("workload", "")) else None

@@ -103,32 +103,40 @@ def difference(schema: Schema, old: Any, new: Any) -> Difference:
     return Difference(strip(added), strip(modified), strip(removed))
 
 
-def _leaf(old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[Path]]) -> None:
-    if old is _MISSING:
-        out[0].add(path)
-    elif new is _MISSING:
-        out[2].add(path)
-    elif old != new:
-        out[1].add(path)
-
-
 def _compare(schema: Schema, old: Any, new: Any, path: Path, out: tuple[set[Path], set[Path], set[Path]]) -> None:
-    present = [value for value in (old, new) if value is not _MISSING and value is not None]
-    merging = bool(present) and all(_merges(schema, value) for value in present)
-    if not merging or not any(present) or len({type(value) for value in present}) > 1:
-        _leaf(old, new, path, out)
-        return
-    left, right = _children(schema, old), _children(schema, new)
-    for name in left.keys() | right.keys():
-        before, after = left.get(name, _MISSING), right.get(name, _MISSING)
-        if before is after or before == after:
-            continue
-        if schema.type == "list":
-            _compare(schema.item, before, after, (*path, name), out)
-        else:
-            _compare(schema.child(name), before, after, (*path, f"f:{name}"), out)
-    if old is _MISSING or new is _MISSING:
-        _leaf(old, new, path, out)
+    added, modified, removed = out
+    if old is _MISSING:
+        _whole(schema, new, path, added)
+    elif new is _MISSING:
+        _whole(schema, old, path, removed)
+    elif not _merge(schema, old, new):
+        modified.add(path)
+    else:
+        left, right = _children(schema, old), _children(schema, new)
+        for name in left.keys() | right.keys():
+            before, after = left.get(name, _MISSING), right.get(name, _MISSING)
+            if before is not after and before != after:
+                if schema.type == "list":
+                    _compare(schema.item, before, after, (*path, name), out)
+                else:
+                    _compare(schema.child(name), before, after, (*path, f"f:{name}"), out)
+
+
+def _merge(schema: Schema, old: Any, new: Any) -> bool:
+    """Tell whether two different values are compared part by part, rather than as wholes."""
+    present = [value for value in (old, new) if value is not None]
+    return any(present) and all(_merges(schema, value) for value in present) and len({type(v) for v in present}) == 1
+
+
+def _whole(schema: Schema, value: Any, path: Path, out: set[Path]) -> None:
+    """Note a value that came or went with all that is in it."""
+    out.add(path)
+    if value and _merges(schema, value):
+        for name, each in _children(schema, value).items():
+            if schema.type == "list":
+                _whole(schema.item, each, (*path, name), out)
+            else:
+                _whole(schema.child(name), each, (*path, f"f:{name}"), out)
 
 
 def _children(schema: Schema, value: Any) -> dict[str, Any]:

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import sandbox_figures
+from tests.bench import sandbox_figures, simulation, translation
 from tests.bench.figure import Figure
 
 # One function a figure: add yours here.
 FIGURES: tuple[Callable[[], Figure], ...] = (
     sandbox_figures.start_to_ready,
     sandbox_figures.idle_memory,
+    simulation.virtual_migration,
+    translation.mixed_documents,
+    translation.vllm_workloads,
 )
 
 

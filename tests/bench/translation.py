@@ -1,11 +1,10 @@
-"""Measure how long the translation takes for files of 1,000 documents: `python -m tests.bench.translation`."""
+"""Measure how long the translation takes for files of 1,000 documents."""
 
 from __future__ import annotations
 
-import json
-import time
 from typing import Any
 
+from tests.bench.figure import Figure, best_cpu_s
 from tests.unit.translation_builders import IMAGE, config_map, deployment, service, slice_of
 from tpu_migration.domain.translation import dump, translate_documents
 
@@ -40,26 +39,20 @@ def _workload(index: int) -> dict[str, Any]:
     return deployment(["--model=Qwen/Qwen3-8B", *flags], name=name, env=env)
 
 
-def measure() -> dict[str, Any]:
-    """Give the best of three runs for each file, in seconds of the clock and of this process's CPU.
+def mixed_documents() -> Figure:
+    """Translate 100 vLLM workloads among 900 other documents."""
+    return _figure("translate_mixed_1000", mixed())
 
-    Both are the same on an idle machine; on a busy one only the latter says what the translation itself takes.
-    """
+
+def vllm_workloads() -> Figure:
+    """Translate 1,000 vLLM workloads."""
+    return _figure("translate_workloads_1000", mixed(1000, 0))
+
+
+def _figure(name: str, text: str) -> Figure:
     target = slice_of()
-    figures: dict[str, Any] = {}
-    for label, text in (("mixed_1000_documents_s", mixed()), ("workloads_1000_s", mixed(1000, 0))):
-        clock, cpu = [], []
-        for _ in range(RUNS):
-            start, start_cpu = time.perf_counter(), time.process_time()
-            translate_documents(text, target=target, image=IMAGE)
-            clock.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - start_cpu)
-        figures[label] = round(min(clock), 3)
-        figures[f"{label.removesuffix('_s')}_cpu_s"] = round(min(cpu), 3)
-    figures["limit_s"] = LIMIT_S
-    figures["within_limit"] = max(figures["mixed_1000_documents_s"], figures["workloads_1000_s"]) < LIMIT_S
-    return figures
 
+    def run() -> None:
+        translate_documents(text, target=target, image=IMAGE)
 
-if __name__ == "__main__":
-    print(json.dumps(measure(), indent=2))
+    return Figure(name, best_cpu_s(run, RUNS), "s", LIMIT_S)

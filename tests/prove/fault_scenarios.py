@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from tests.prove.ledger import Ledger
+from tests.simulation.harness import COLLECT
 from tests.simulation.scenarios import draw, play
 
 NAME = "fault_scenarios"
@@ -38,7 +39,7 @@ def prove(ledger: Ledger, seeds: int) -> bool:
 
 def _quiet() -> None:
     logging.disable(logging.CRITICAL)
-    gc.set_threshold(50_000, 20, 100)  # a world is a heap of small dicts that all die at its end
+    gc.set_threshold(*COLLECT)
 
 
 def _play(block: range) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A world is a heap of small dicts that all die at its end: collect them less often."""
+"""Collect garbage less often than Python would, here alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import gc
 
 import pytest
 
+from tests.simulation.harness import COLLECT
+
 
 @pytest.fixture(autouse=True, scope="session")
 def fewer_collections():
     before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*COLLECT)
     yield
     gc.set_threshold(*before)

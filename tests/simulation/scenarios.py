@@ -31,6 +31,7 @@ QUICK: dict[str, Any] = {"bake_s": 1, "soak_s": 2, "peak_rps": 100}
 # One replica of each side: the smallest migration, about 500 calls.
 SMALLEST: dict[str, Any] = {
     **QUICK,
+    "peak_rps": 120,
     "steps": [50, 100],
     "target_replicas": 1,
     "accept_single_replica": True,
