@@ -46,13 +46,12 @@ def read(obj: Object) -> Ownership:
     return out
 
 
-def write(obj: Object, ownership: Ownership) -> None:
-    """Write managedFields of an object: appliers first, then by time and name."""
+def write(obj: Object, ownership: Ownership) -> Ownership:
+    """Write managedFields of an object, appliers first, then by time and name; return what `read` would."""
     entries: list[Object] = []
     order = sorted(ownership.items(), key=lambda e: (e[0].operation, e[1].time, *e[0]))
-    for manager, owned in order:
-        if not owned.fields:
-            continue
+    written = {manager: owned for manager, owned in order if owned.fields}
+    for manager, owned in written.items():
         entry: Object = {
             "manager": manager.name,
             "operation": manager.operation,
@@ -68,6 +67,7 @@ def write(obj: Object, ownership: Ownership) -> None:
         obj["metadata"]["managedFields"] = entries
     else:
         obj["metadata"].pop("managedFields", None)
+    return written
 
 
 # Parts that Go writes even when they are empty, so that creating an object does not "add" them.

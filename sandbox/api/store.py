@@ -19,12 +19,12 @@ class Entry:
 
     __slots__ = ("_item", "_json", "_owners", "obj", "version")
 
-    def __init__(self, obj: Object, version: int) -> None:
+    def __init__(self, obj: Object, version: int, owners: Ownership | None = None) -> None:
         self.obj = obj
         self.version = version
         self._json: bytes | None = None
         self._item: bytes | None = None
-        self._owners: Ownership | None = None
+        self._owners = owners
 
     @property
     def owners(self) -> Ownership:
@@ -101,9 +101,9 @@ class Store:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def put(self, resource: str, obj: Object) -> Entry:
-        """Store a new version of `obj` and give it the next resourceVersion."""
-        entry = self._stamp(obj)
+    def put(self, resource: str, obj: Object, owners: Ownership | None = None) -> Entry:
+        """Store a new version of `obj` and give it the next resourceVersion; `owners` are as its managedFields say."""
+        entry = self._stamp(obj, owners)
         meta = obj["metadata"]
         key = (meta.get("namespace", ""), meta["name"])
         objects = self._objects.setdefault(resource, {})
@@ -137,10 +137,10 @@ class Store:
         """The oldest version that a watch can resume from."""
         return self._history[0].entry.version - 1 if self._history else self.version
 
-    def _stamp(self, obj: Object) -> Entry:
+    def _stamp(self, obj: Object, owners: Ownership | None = None) -> Entry:
         self.version += 1
         obj["metadata"]["resourceVersion"] = str(self.version)
-        return Entry(obj, self.version)
+        return Entry(obj, self.version, owners)
 
     def _own(self, resource: str, key: Key, old: Entry | None, new: Entry | None) -> None:
         before = _owners(old.obj) if old else ()

@@ -111,8 +111,8 @@ class Writer:
         causes = validation.check(resource, obj) + _defined(resource, obj, None)
         if causes:
             raise invalid(resource, name, causes)
-        ownership.write(obj, owned)
-        return Entry(obj, 0) if options.dry_run else self._store.put(resource.plural, obj)
+        owners = ownership.write(obj, owned)
+        return Entry(obj, 0) if options.dry_run else self._store.put(resource.plural, obj, owners)
 
     def _place(self, resource: Resource, obj: Object, namespace: str, name: str = "") -> None:
         meta = obj["metadata"]
@@ -195,7 +195,7 @@ class Writer:
             causes += validation.check(resource, new) + immutable.check_change(resource, old.obj, new)
         if causes:
             raise invalid(resource, name, causes)
-        ownership.write(new, own(new))
+        owners = ownership.write(new, own(new))
         if new == old.obj:
             return old
         if resource.generation and subresource != "status" and strategy.spec_changed(old.obj, new):
@@ -205,7 +205,7 @@ class Writer:
         meta = new["metadata"]
         if "deletionTimestamp" in meta and not meta.get("finalizers") and not waits_for_its_end(resource, meta):
             return self._store.remove(resource.plural, meta.get("namespace", ""), name)
-        return self._store.put(resource.plural, new)
+        return self._store.put(resource.plural, new, owners)
 
     @staticmethod
     def _check_identity(resource: Resource, old: Entry, obj: Object, name: str) -> None:
