@@ -96,7 +96,10 @@ def files(draw: st.DrawFn) -> list[dict[str, Any]]:
     }[style]
     source = deployment(args, command, env=env, labels=labels, container=container)
     around = draw(st.lists(st.sampled_from(OTHERS), unique_by=lambda document: document["metadata"]["name"]))
-    fronts = [service(f"front-{index}", selector) for index, selector in enumerate(draw(st.lists(LABELS, max_size=2)))]
+    # Other people's Services, and one that asks for just what the target would be called.
+    like_target = {key: f"{value}-tpu" for key, value in labels.items()}
+    selectors = draw(st.lists(st.one_of(LABELS, st.just(labels), st.just(like_target)), max_size=3))
+    fronts = [service(f"front-{index}", selector) for index, selector in enumerate(selectors)]
     return draw(st.permutations([source, *configs, *fronts, *copy.deepcopy(around)]))
 
 
