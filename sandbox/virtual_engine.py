@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sandbox.virtual_pods import PodState, VirtualPod
@@ -28,7 +29,7 @@ class EnginePod(VirtualPod):
         self.is_tpu = "cloud.google.com/gke-tpu-accelerator" in node_labels
         self.boot_s = (_TPU_BOOT_S if self.is_tpu else _GPU_BOOT_S) / world.speed
         self.first_tokens = self.finished = self.slow = 0
-        self.ends: list[float] = []
+        self.ends: deque[float] = deque()  # when each stream ends, the next one first: all take equally long
         self.compiled = 24 if self.is_tpu else 0
         self.warm: set[str] = set()
         self.dead = False
@@ -40,7 +41,7 @@ class EnginePod(VirtualPod):
 
     def fault(self, name: str) -> dict[str, Any] | None:
         """Return the options of a fault that is on and meant for this engine."""
-        if not self.world.faults.active() or self.is_tpu == name.startswith("gpu"):
+        if self.is_tpu == name.startswith("gpu"):
             return None
         found = self.world.faults.get(name)
         return found if found is not None and self.name.startswith(found.get("workload", "")) else None
@@ -88,6 +89,8 @@ class EnginePod(VirtualPod):
 
     def computes(self) -> bool:
         """Tell whether a request that has begun goes on to its end."""
+        if not self.world.faults.active():
+            return True
         return self.fault("gpu-hung") is None and self.fault("hang-mid-stream") is None
 
     def serves(self, now: float) -> bool:
@@ -98,13 +101,12 @@ class EnginePod(VirtualPod):
 
     def take(self, now: float, seconds: float) -> bool:
         """Begin a request that will stream for so many seconds, 0: a probe's; False if it fails at once."""
-        running = self.in_flight(now)
-        overload = self.fault("errors-under-load")
-        if overload is not None and running >= overload["at"] and self.world.random.random() < overload["rate"]:
-            return False
+        if self.world.faults.active():
+            overload = self.fault("errors-under-load")
+            if overload and self.in_flight(now) >= overload["at"] and self.world.random.random() < overload["rate"]:
+                return False
+            self.slow += self.stalled(now) or self.fault("slow-tpu") is not None
         self.first_tokens += 1
-        if self.stalled(now) or self.fault("slow-tpu") is not None:
-            self.slow += 1
         if seconds:
             self.ends.append(now + seconds)
         elif self.computes():
@@ -115,10 +117,10 @@ class EnginePod(VirtualPod):
         """Return how many requests run, those that have ended counted as finished."""
         if not self.computes():
             return len(self.ends)  # none of them gets any further
-        running = [end for end in self.ends if end > now]
-        self.finished += len(self.ends) - len(running)
-        self.ends = running
-        return len(running)
+        while self.ends and self.ends[0] <= now:
+            self.ends.popleft()
+            self.finished += 1
+        return len(self.ends)
 
     def ended(self, now: float) -> bool:
         if self.stopped is None:
@@ -127,7 +129,7 @@ class EnginePod(VirtualPod):
 
     def cut(self, now: float) -> int:
         running = self.in_flight(now)
-        self.ends = []
+        self.ends.clear()
         return running
 
     def compile(self, shapes: str) -> None:

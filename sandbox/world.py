@@ -18,6 +18,7 @@ from sandbox.api.messages import dumps
 from sandbox.api.trouble import Trouble
 from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
+from sandbox.controllers.base import Cluster
 from sandbox.faults import FaultSet
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import LocalNodes
@@ -45,6 +46,7 @@ class World:
         self.api = Api(self.clock, seed)
         self.client = LocalClient(self.api)
         self.controllers = Manager(self.api, self.clock, speed)
+        self._kubelet = Cluster(self.api, self.clock, manager="kubelet")
         self.gke = GkeCloud(
             self.clock,
             LocalNodes(self.client),
@@ -96,9 +98,11 @@ class World:
         """Let the cloud, the controllers, the kubelet and the Gateway see what has changed."""
         self.gke.tick()
         self.controllers.settle()
+        version = self.api.store.version
         self._run_pods()
         self._let_others_write()
-        self.controllers.settle()
+        if self.api.store.version != version:
+            self.controllers.settle()
         self.traffic.follow_routes()
 
     def _let_others_write(self) -> None:
@@ -140,8 +144,7 @@ class World:
             state = PodState(False, "Failed") if pod.ended(now) else pod.state(now)
         if state != pod.written:
             pod.written = state
-            status = {**(obj.get("status") or {}), **pod.status(state)}
-            self.client.update("pods", {**obj, "status": status}, subresource="status")
+            self._kubelet.write("pods", obj, "status", status={**(obj.get("status") or {}), **pod.status(state)})
 
     def _forget(self, uid: str) -> None:
         pod = self.pods.pop(uid)

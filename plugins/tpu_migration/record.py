@@ -21,6 +21,7 @@ from tpu_migration.names import MANAGED_BY, RECORD_LABEL, WORKLOAD_LABEL, record
 SCHEMA_VERSION = 1
 _MAX_BYTES = 256 * 1024
 _CAS_TRIES = 8
+_ENCODE = json.JSONEncoder(default=vars, sort_keys=True, separators=(",", ":")).encode
 
 
 class RecordError(PermanentError):
@@ -120,7 +121,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as JSON text."""
-        return json.dumps(self, default=vars, sort_keys=True, separators=(",", ":"))
+        return _ENCODE(self)
 
     @classmethod
     @lru_cache(maxsize=64)  # a keeper and a guard read the same text once a second; a record is never changed

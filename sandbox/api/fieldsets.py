@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .schema import Schema
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 Path = tuple[str, ...]
 Fields = frozenset[Path]
 NOTHING: Fields = frozenset()
@@ -45,10 +46,10 @@ def strip(paths: set[Path] | Fields) -> Fields:
 def item_key(schema: Schema, item: Any) -> str:
     """Return the path element of an item of a keyed list or a set."""
     if schema.is_set or not isinstance(item, dict):
-        return "v:" + json.dumps(item, separators=(",", ":"))
+        return "v:" + _ENCODE(item)
     key = {name: item.get(name, schema.key_defaults.get(name)) for name in schema.keys}
     present = {name: value for name, value in sorted(key.items()) if value is not None}
-    return "k:" + json.dumps(present, separators=(",", ":"))
+    return "k:" + _ENCODE(present)
 
 
 def fields_set(schema: Schema, value: Any) -> Fields:

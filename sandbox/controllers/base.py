@@ -21,7 +21,8 @@ MAX_EVENTS = 2000
 class Cluster:
     """The controllers' view of the API: shared objects to read, and writes that follow its rules."""
 
-    def __init__(self, api: Api, clock: Clock, speed: float = 1.0) -> None:
+    def __init__(self, api: Api, clock: Clock, speed: float = 1.0, manager: str = "kube-controller-manager") -> None:
+        self._manager = manager
         self.api = api
         self.clock = clock
         self.speed = speed  # divides how long pods stay on a node that is lost
@@ -52,7 +53,7 @@ class Cluster:
         """Create an object."""
         kind = self.api.registry.by_plural(resource)
         namespace = obj["metadata"].get("namespace", "")
-        return self.api.writer.create(kind, namespace, obj, Options("kube-controller-manager")).obj
+        return self.api.writer.create(kind, namespace, obj, Options(self._manager)).obj
 
     def write(self, resource: str, obj: Object, subresource: str = "", **parts: Any) -> Object:
         """Replace top-level parts of an object; without a change, nothing is written."""
@@ -60,7 +61,7 @@ class Cluster:
         if all(entry.obj.get(name) == value for name, value in parts.items()):
             return entry.obj
         new = {**entry.obj, "metadata": dict(entry.obj["metadata"]), **parts}
-        options = Options("kube-controller-manager")
+        options = Options(self._manager)
         return self.api.writer.replace(self.api.registry.by_plural(resource), entry, new, options, subresource).obj
 
     def annotate(self, obj: Object, **annotations: str) -> Object:

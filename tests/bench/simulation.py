@@ -9,7 +9,7 @@ from tests.bench.figure import Figure, best_cpu_s
 from tests.simulation.harness import COLLECT, Airflow, Scene
 from tests.simulation.scenarios import SMALLEST
 
-LIMIT_S, RUNS = 0.1, 12
+LIMIT_S, RUNS = 0.1, 30
 
 
 def virtual_migration() -> Figure:

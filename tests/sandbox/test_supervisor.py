@@ -82,9 +82,15 @@ def test_sigkill_of_the_supervisor_leaves_no_process_behind(host, identity):
     eventually(lambda: start_time(state["watchdog"]) is None, "the watchdog itself went away")
 
 
+def _state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 async def test_end_from_outside_ends_a_supervisor_that_does_not_answer(host, identity):
     process, _ = host
     process.send_signal(signal.SIGSTOP)
+    # Until it stands still, a SIGTERM that comes after may be seen first.
+    eventually(lambda: _state(process.pid) == "T", "the supervisor stands still")
     killed = await end(identity, process.pid, start_time(process.pid), deadline_s=0.2)
     assert process.pid in killed
     assert not watchdog.members(identity)

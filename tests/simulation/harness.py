@@ -104,12 +104,14 @@ class Airflow:
 
 
 class Scene:
-    """A world, its guard, and a plan that takes minutes of virtual time."""
+    """A world, its guards, and a plan that takes minutes of virtual time; without `guard` they stand still."""
 
-    def __init__(self, *, seed: int = 0, guard: bool = True, world: dict[str, Any] | None = None, **plan: Any) -> None:
+    def __init__(
+        self, *, seed: int = 0, guard: bool = True, guards: int = 2, world: dict[str, Any] | None = None, **plan: Any
+    ) -> None:
         self.world = World(seed=seed, **(world or {}))
         kube = self.client(GUARD)
-        self.guards = [Guard(kube, NAMESPACE, self.world.clock, f"guard-{number}") for number in range(2)]
+        self.guards = [Guard(kube, NAMESPACE, self.world.clock, f"guard-{number}") for number in range(guards)]
         self.rescued: list[str] = []
         if guard:
             for each in self.guards:

@@ -28,15 +28,16 @@ FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in describe()}
 # The cloud runs at this many times its usual speed, so that a migration takes a minute of virtual time.
 SPEED = 60.0
 QUICK: dict[str, Any] = {"bake_s": 1, "soak_s": 2, "peak_rps": 100}
-# One replica of each side: the smallest migration, about 500 calls.
+# One replica of each side, one guard: the smallest migration, about 500 calls of the orchestrator.
 SMALLEST: dict[str, Any] = {
     **QUICK,
+    "guards": 1,
     "peak_rps": 120,
     "steps": [50, 100],
     "target_replicas": 1,
     "accept_single_replica": True,
     "source_peak_replicas": 1,
-    "world": {"speed": SPEED, "rate_rps": 16.0, "answer_s": 1.0, "replicas": 1},
+    "world": {"speed": 4 * SPEED, "rate_rps": 16.0, "answer_s": 1.0, "replicas": 1},
 }
 _PHASES = (
     None, Phase.PLANNED, Phase.PROVISIONED, Phase.DEPLOYED, Phase.WARM, Phase.GATED, Phase.SHIFTING, Phase.SHIFTING,

@@ -17,6 +17,10 @@ _OPTIONAL_NUMBERS = ("ttft_s", "tpot_s", "e2e_s")
 _OPTIONAL_TEXTS = ("error", "finish_reason")
 
 
+# One encoder for all lines: json.dumps makes a new one at each call that asks for other separators.
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 class ResultCorrupt(ValueError):
     """Report a result that is not what was written: cut, mixed up or altered. Run it again."""
 
@@ -35,7 +39,7 @@ def line(result: RequestResult) -> str:
     for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
         if record[name] is not None:
             record[name] = round(record[name], 6)
-    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+    return _ENCODE(record)
 
 
 def render(results: Iterable[RequestResult], summary: Mapping[str, Any]) -> str:
@@ -43,7 +47,7 @@ def render(results: Iterable[RequestResult], summary: Mapping[str, Any]) -> str:
     lines = [line(result) + "\n" for result in results]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     last = {"summary": dict(summary), "lines": len(lines), "sha256": digest}
-    return "".join(lines) + json.dumps(last, separators=(",", ":"), allow_nan=False) + "\n"
+    return "".join(lines) + _ENCODE(last) + "\n"
 
 
 def parse(text: str, *, require_checksum: bool = True) -> BenchRun:
