@@ -244,11 +244,21 @@ class Play:
 
     def _excuses(self, fault: str, violation: Violation) -> bool:
         begin, end = self.began[fault], self.ended[fault]
-        if fault in _HURTING:
+        if fault in _HURTING or fault in self._reverts_late():
             end += _AFTER_S / 2  # streams that it held up end with their engine
-        else:
+        elif FAULTS[fault].hurts_s:
             end = begin + FAULTS[fault].hurts_s
-        return FAULTS[fault].hurts_s + (fault in _HURTING) > 0 and begin <= violation.at <= end
+        else:
+            return False
+        return begin <= violation.at <= end
+
+    def _reverts_late(self) -> set[str]:
+        """Return the fault that puts the old route back once the GPUs are being given up.
+
+        Users then meet nobody until the teardown has restored the safe route; before the commit, the same
+        does no harm.
+        """
+        return {each.fault for each in self.scenario.onsets if each.fault == "gitops" and each.phase in AFTER_COMMIT}
 
     def _wrong_route(self) -> list[str]:
         """Compare where users are sent at the end with where the phase says that they are safe."""
