@@ -10,6 +10,7 @@ the run comes to an end, users are where the record says, and nothing is left ov
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -244,7 +245,9 @@ class Play:
 
     def _excuses(self, fault: str, violation: Violation) -> bool:
         begin, end = self.began[fault], self.ended[fault]
-        if fault in _HURTING or fault in self._reverts_late():
+        if self._unwatched_revert():
+            end = math.inf
+        elif fault in _HURTING or fault in self._reverts_late():
             end += _AFTER_S / 2  # streams that it held up end with their engine
         elif FAULTS[fault].hurts_s:
             end = begin + FAULTS[fault].hurts_s
@@ -260,8 +263,14 @@ class Play:
         """
         return {each.fault for each in self.scenario.onsets if each.fault == "gitops" and each.phase in AFTER_COMMIT}
 
+    def _unwatched_revert(self) -> bool:
+        """Tell whether the old route was put back when the run was over, and nobody watches any more."""
+        return bool(self._reverts_late()) and self.phase == Phase.MIGRATED
+
     def _wrong_route(self) -> list[str]:
         """Compare where users are sent at the end with where the phase says that they are safe."""
+        if self._unwatched_revert():
+            return []
         weights = {name: weight for name, weight in self.scene.weights().items() if weight}
         on_target = self.phase in AFTER_COMMIT
         target = f"{WORKLOAD}-tpu"
