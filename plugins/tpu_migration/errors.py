@@ -11,6 +11,10 @@ class PermanentError(MigrationError):
     """Report a state that calling again will not change; the message names the remedy."""
 
 
+class NotServedError(PermanentError):
+    """Report an API that the cluster does not have: its CRD is not installed, or the namespace is missing."""
+
+
 class TransientError(MigrationError):
     """Report a state that may pass by itself: a timeout, a busy server, a lost connection."""
 

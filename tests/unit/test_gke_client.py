@@ -117,10 +117,10 @@ def test_only_not_found_means_absent(google, answer, error):
 
 
 def test_a_wrong_cluster_shows_before_anything_is_made(google):
-    google.pools.check_access()
+    google.pools.cluster()
     client = _ClusterManager(google.cloud, google._before, lambda *_: None)
     with pytest.raises(PermanentError, match="clusters/other"):
-        NodePools(client, PROJECT, LOCATION, "other").check_access()
+        NodePools(client, PROJECT, LOCATION, "other").cluster()
 
 
 # --------------------------------------------------------------------- what operations hide
@@ -231,7 +231,7 @@ def test_no_call_retries_by_itself_and_each_has_a_timeout(google):
         lambda: pools.operation("o"),
         lambda: pools.running_operations("a"),
         lambda: pools.cancel("o"),
-        pools.check_access,
+        pools.cluster,
     ):
         with pytest.raises(TransientError):
             act()

@@ -6,10 +6,14 @@ An operation that is DONE can carry an error: Operation.Status has no failed val
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tpu_migration.domain.maintenance import Window
+from tpu_migration.domain.preflight import Cluster
 from tpu_migration.errors import PermanentError, TransientError
 
 CALL_TIMEOUT_S = 10.0
@@ -156,10 +160,11 @@ class NodePools:
                 timeout=CALL_TIMEOUT_S,
             )
 
-    def check_access(self) -> None:
+    def cluster(self) -> Cluster:
         """Read the cluster, so that a wrong name or a refused token shows before anything is made."""
         with _translated(f"read cluster {self._cluster}"):
-            self._client.get_cluster(request={"name": self._cluster}, retry=None, timeout=CALL_TIMEOUT_S)
+            found = self._client.get_cluster(request={"name": self._cluster}, retry=None, timeout=CALL_TIMEOUT_S)
+        return Cluster(autopilot=bool(found.autopilot.enabled), windows=_windows(found.maintenance_policy.window))
 
 
 def node_pool(spec: PoolSpec) -> dict[str, Any]:
@@ -230,6 +235,25 @@ class _translated:
             raise TransientError(text) from error
         if isinstance(error, exceptions.GoogleAPICallError):
             raise PermanentError(text) from error
+
+
+def _windows(found: Any) -> tuple[Window, ...]:
+    """Read a MaintenanceWindow: daily at HH:MM UTC for PTnHnMnS, or recurring by RRULE; there is one at most."""
+    recurring = found.recurring_window
+    if recurring.recurrence:
+        start, end = recurring.window.start_time, recurring.window.end_time
+        return (Window(start, end - start, recurring.recurrence),)
+    daily = found.daily_maintenance_window
+    if not daily.start_time:
+        return ()
+    hour, minute = map(int, daily.start_time.split(":"))
+    length = {unit: int(number) for number, unit in re.findall(r"(\d+)([HM])", daily.duration or "PT4H")}
+    return (
+        Window(
+            dt.datetime(2000, 1, 1, hour, minute, tzinfo=dt.UTC),
+            dt.timedelta(hours=length.get("H", 0), minutes=length.get("M", 0)),
+        ),
+    )
 
 
 def _operation(found: Any) -> Operation:

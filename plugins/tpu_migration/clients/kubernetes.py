@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from tpu_migration.errors import ConflictError, PermanentError, TransientError
+from tpu_migration.errors import ConflictError, NotServedError, PermanentError, TransientError
 
 FIELD_MANAGER = "tpu-migration"
 CALL_TIMEOUT_S = 10.0
@@ -86,12 +86,14 @@ SECRETS = Resource("v1", "Secret", "secrets")
 SERVICES = Resource("v1", "Service", "services")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
+PVCS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 NODES = Resource("v1", "Node", "nodes", namespaced=False)
 DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments")
 JOBS = Resource("batch/v1", "Job", "jobs")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 HPAS = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+VPAS = Resource("autoscaling.k8s.io/v1", "VerticalPodAutoscaler", "verticalpodautoscalers")
 PDBS = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 GATEWAYS = Resource("gateway.networking.k8s.io/v1", "Gateway", "gateways")
 HTTP_ROUTES = Resource("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
@@ -327,7 +329,7 @@ def _error(response: Response, what: str) -> Exception:
     if response.status == 403:
         return PermanentError(f"{text}: grant the right (include/manifests/rbac.yaml lists what is needed)")
     if response.status == 404:
-        return PermanentError(f"{text}: the namespace or the API is missing; is its CRD installed?")
+        return NotServedError(f"{text}: the namespace or the API is missing; is its CRD installed?")
     return PermanentError(text)
 
 

@@ -43,6 +43,7 @@ class Plan:
     tpu_image: str = "vllm/vllm-tpu:v0.32.0"
     toolbox_image: str = "tpu-migration-toolbox:0.1.0"
     tpu_zone: str = ""  # empty: the cluster's zone, or zone -a of its region
+    route_owner_consents: bool = False  # whoever owns the HTTPRoute leaves its backendRefs alone
     source_peak_replicas: int = 0  # 0: as many as run now; needed when an autoscaler moves them
     peak_rps: float = 0.0  # 0: not given; preflight refuses, a peak is never guessed
     prompt_tokens: int = 512

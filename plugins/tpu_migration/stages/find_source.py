@@ -20,8 +20,11 @@ def find_source(
     objects: list[Object],
     config: Mapping[str, Object],
     existing: Record | None,
-) -> tuple[Source, list[Object]]:
-    """Return the source and the objects of its snapshot; PermanentError if users cannot be moved off it."""
+) -> tuple[Source, list[Object], Object]:
+    """Return the source, the objects of its snapshot, and its route as it is.
+
+    Raises PermanentError if users cannot be moved off it.
+    """
     plan = ctx.plan
     described = describe_source(deployment, config)
     if not described.accelerator or "tpu" in described.accelerator:
@@ -63,7 +66,7 @@ def find_source(
         hpa=hpa["metadata"]["name"] if hpa else "",
         hpa_min_replicas=hpa["spec"].get("minReplicas", 1) if hpa else None,
     )
-    return source, [stripped(each) for each in (deployment, *objects, route)]
+    return source, [stripped(each) for each in (deployment, *objects, route)], route
 
 
 def _peak_replicas(ctx: Context, deployment: Object, hpa: Object | None) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain import routing
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
+from tpu_migration.domain.preflight import Cluster, Report, examine
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, Source
+from tpu_migration.report.preflight_page import render
 from tpu_migration.resources import policy
 from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
@@ -24,9 +27,11 @@ from tpu_migration.stages.objects import (
     source_objects,
     translated,
 )
+from tpu_migration.stages.observe_source import NEVER_CHECKED, observe
 
 _PATIENCE_S = 30.0  # with a pod or an API server that does not answer at once
-_RIGHTS = (
+_PAGE_BYTES = 8192  # of the task's result; the log has it whole
+RIGHTS = (
     ("get", k8s.PODS, ""),
     ("get", k8s.PODS, "log"),
     ("get", k8s.PODS, "proxy"),
@@ -39,7 +44,10 @@ _RIGHTS = (
     ("create", k8s.JOBS, ""),
     ("create", k8s.CONFIG_MAPS, ""),
     ("update", k8s.CONFIG_MAPS, ""),
+    ("get", k8s.SECRETS, ""),
     ("create", k8s.SECRETS, ""),
+    ("get", k8s.PVCS, ""),
+    ("list", k8s.VPAS, ""),
     ("update", k8s.LEASES, ""),
     ("patch", k8s.HPAS, ""),
     ("patch", k8s.PDBS, ""),
@@ -59,26 +67,51 @@ def step(ctx: Context) -> Outcome:
         return end_what_was_left_behind(ctx, existing)
     plan = ctx.plan
     _refuse_a_thin_plan(ctx)
-    ctx.pools.check_access()
+    cluster = ctx.pools.cluster()
     if (waiting := guard_heartbeat(ctx, early_look=True)) is not None:
         return waiting
+    found = look_around(ctx, existing, cluster)
+    page = render(found.report, plan)
+    ctx.log("%s", page)
+    if blockers := found.report.blockers:
+        raise PermanentError(f"{plan.workload} cannot be migrated: " + " | ".join(map(str, blockers)))
+    above = max(existing.epoch if existing else 0, routing.epoch_of(found.route, plan.workload))
+    epoch = Snapshots(ctx.kube, plan.namespace, plan.workload).next_epoch(ctx.run_id, above)
+    return _begin(ctx, found, epoch, page)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Hold all that a look at the live workload found."""
+
+    source: Source
+    snapshot: list[Object]
+    route: Object
+    report: Report
+
+
+def look_around(ctx: Context, existing: Record | None, cluster: Cluster | None, unchecked: Sequence[str] = ()) -> Look:
+    """Look at the workload and all around it; changes nothing.
+
+    Raises PermanentError for the first thing without which the rest cannot be judged.
+    """
+    plan = ctx.plan
     deployment = _deployment(ctx)
     refuse_foreign_target(ctx)
     objects = source_objects(ctx.kube, plan.namespace, deployment)
     config = config_maps_of(ctx.kube, plan.namespace, deployment)
-    source, snapshot = find_source(ctx, deployment, objects, config, existing)
+    source, snapshot, route = find_source(ctx, deployment, objects, config, existing)
     _check_rights(ctx)
     source = replace(source, max_model_len=_check_pods(ctx, deployment, source))
     if blockers := translated(ctx, [deployment, *objects], config, source.max_model_len).blockers:
         told = "; ".join(f"{each.path}: {each.message} {each.remedy}".strip() for each in blockers)
         raise PermanentError(f"{plan.workload} cannot run on {plan.target}: {told}")
-    above = max(existing.epoch if existing else 0, routing.epoch_of(_route_in(snapshot), plan.workload))
-    epoch = Snapshots(ctx.kube, plan.namespace, plan.workload).next_epoch(ctx.run_id, above)
-    return _begin(ctx, source, snapshot, epoch)
+    observed = observe(ctx, deployment, objects, config, route, source, cluster)
+    return Look(source, snapshot, route, examine(observed, [*unchecked, *NEVER_CHECKED]))
 
 
-def _begin(ctx: Context, source: Source, snapshot: list[Object], epoch: int) -> Outcome:
-    plan = ctx.plan
+def _begin(ctx: Context, found: Look, epoch: int, page: str) -> Outcome:
+    plan, source, snapshot = ctx.plan, found.source, found.snapshot
     if (waiting := _take_lease(ctx)) is not None:
         return waiting
     Snapshots(ctx.kube, plan.namespace, plan.workload).take(epoch, ctx.run_id, snapshot, source)
@@ -106,7 +139,17 @@ def _begin(ctx: Context, source: Source, snapshot: list[Object], epoch: int) -> 
         source.accelerator,
         plan.target,
     )
-    return Done({"source": source.accelerator, "replicas": source.replicas, "model": source.model, "epoch": epoch})
+    codes = [each.code for each in found.report.findings]
+    return Done(
+        {
+            "source": source.accelerator,
+            "replicas": source.replicas,
+            "model": source.model,
+            "epoch": epoch,
+            "findings": codes,
+            "page": page[:_PAGE_BYTES],
+        }
+    )
 
 
 def _take_lease(ctx: Context) -> Waiting | None:
@@ -169,11 +212,11 @@ def _check_rights(ctx: Context) -> None:
     missing = [
         f"{verb} {resource.plural}{'/' + sub if sub else ''}"
         for (verb, resource, sub), allowed in zip(
-            _RIGHTS,
+            RIGHTS,
             ctx.together(
                 [
                     lambda v=verb, r=resource, s=sub: ctx.kube.may(v, r, ctx.plan.namespace, s)  # type: ignore[misc]
-                    for verb, resource, sub in _RIGHTS
+                    for verb, resource, sub in RIGHTS
                 ]
             ),
             strict=True,
@@ -215,7 +258,3 @@ def _check_pods(ctx: Context, deployment: Object, source: Source) -> int | None:
             )
         longest = served[source.served_names[0]] or longest
     return longest or source.max_model_len
-
-
-def _route_in(snapshot: list[Object]) -> Object:
-    return next(each for each in snapshot if each["kind"] == "HTTPRoute")
