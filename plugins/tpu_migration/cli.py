@@ -178,12 +178,25 @@ def _plan(arguments: argparse.Namespace) -> int:
     return plan(arguments)
 
 
+def _preflight_arguments(parser: argparse.ArgumentParser) -> None:
+    from tpu_migration.preflight_cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from tpu_migration.preflight_cli import main as preflight
+
+    return preflight(arguments)
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
 _COMMANDS: dict[str, _Command] = {
     "status": ("show migrations as their records in the cluster tell them", _status_arguments, _status),
     "restore": ("send users to the safe route, now", _restore_arguments, _restore),
     "plan": ("tell whether a model fits, what it costs and what is lost on TPU", _plan_arguments, _plan),
+    "preflight": ("check a live workload for a migration; changes nothing", _preflight_arguments, _preflight),
     "translate": ("translate vLLM manifests from GPU to TPU", _translate_arguments, _translate),
     "bench": ("load an OpenAI-compatible server and write down each request", _bench_arguments, _bench),
     "judge": ("judge a candidate's benchmark against a baseline's", _judge_arguments, _judge),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from google.api_core import exceptions
 from google.auth import exceptions as auth
@@ -13,6 +15,8 @@ from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import MemoryNodes
 from sandbox.world import _ClusterManager
 from tpu_migration.clients.gke import CALL_TIMEOUT_S, ClusterBusyError, NodePools, PoolSpec, node_pool
+from tpu_migration.domain.maintenance import Window
+from tpu_migration.domain.preflight import Cluster
 from tpu_migration.errors import NotHolderError, PermanentError, TransientError
 
 PROJECT, LOCATION, CLUSTER, ZONE = "sandbox-project", "us-west4", "sandbox", "us-west4-a"
@@ -121,6 +125,42 @@ def test_a_wrong_cluster_shows_before_anything_is_made(google):
     client = _ClusterManager(google.cloud, google._before, lambda *_: None)
     with pytest.raises(PermanentError, match="clusters/other"):
         NodePools(client, PROJECT, LOCATION, "other").cluster()
+
+
+class _Answers:
+    """A ClusterManager whose cluster is what a test says."""
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+
+    def get_cluster(self, request, **_):
+        return self._cluster
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ({}, ()),
+        (
+            {"daily_maintenance_window": {"start_time": "03:30", "duration": "PT4H0M0S"}},
+            (Window(dt.datetime(2000, 1, 1, 3, 30, tzinfo=dt.UTC), dt.timedelta(hours=4)),),
+        ),
+        (
+            {
+                "recurring_window": {
+                    "window": {"start_time": "2026-01-03T01:00:00Z", "end_time": "2026-01-03T07:30:00Z"},
+                    "recurrence": "FREQ=WEEKLY;BYDAY=SA,SU",
+                }
+            },
+            (Window(dt.datetime(2026, 1, 3, 1, tzinfo=dt.UTC), dt.timedelta(hours=6.5), "FREQ=WEEKLY;BYDAY=SA,SU"),),
+        ),
+    ],
+    ids=["none", "daily", "recurring"],
+)
+@pytest.mark.parametrize("autopilot", [False, True])
+def test_a_clusters_mode_and_maintenance_window_are_read(window, expected, autopilot):
+    cluster = container_v1.Cluster(autopilot={"enabled": autopilot}, maintenance_policy={"window": window})
+    assert NodePools(_Answers(cluster), PROJECT, LOCATION, CLUSTER).cluster() == Cluster(autopilot, expected)
 
 
 # --------------------------------------------------------------------- what operations hide

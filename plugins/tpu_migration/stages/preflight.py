@@ -90,6 +90,16 @@ class Look:
     report: Report
 
 
+def look_only(ctx: Context, cluster: Cluster | None, unchecked: Sequence[str] = ()) -> Look:
+    """Make every check of this stage, and no step of it: for a person who wants to know beforehand."""
+    existing = ctx.records.read()
+    if existing is not None and existing.active:
+        _refuse_a_second_run(ctx, existing)
+    _refuse_a_thin_plan(ctx)
+    unseen = guard_heartbeat(ctx, early_look=True)
+    return look_around(ctx, existing, cluster, [*unchecked, *([f"guard: {unseen.why}"] if unseen else [])])
+
+
 def look_around(ctx: Context, existing: Record | None, cluster: Cluster | None, unchecked: Sequence[str] = ()) -> Look:
     """Look at the workload and all around it; changes nothing.
 
