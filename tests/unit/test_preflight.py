@@ -54,7 +54,10 @@ def test_a_secret_in_plain_text_is_warned_of_by_name_and_its_value_is_on_no_page
     assert PLANTED not in page
 
 
-@pytest.mark.parametrize("args", [["--api-key", PLANTED], [f"--api-key={PLANTED}"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--api-key", PLANTED], [f"--api-key={PLANTED}"], ["-c", f"exec vllm serve m --api-key '{PLANTED}' --port 1"]],
+)
 def test_a_secret_among_the_arguments_is_warned_of_and_not_repeated(args):
     found = observed(deployment=deployment(args=args))
     page = render(examine(found), found.plan)
