@@ -83,6 +83,11 @@ def test_what_only_looks_like_a_secret_is_left_in_peace(variable):
     assert "literal secrets" in report.passed
 
 
+def test_a_shell_that_takes_the_key_from_a_variable_holds_no_secret():
+    script = 'exec vllm serve m --api-key="$VLLM_API_KEY" --port 8000'
+    assert severity(examine(observed(deployment=deployment(args=["-c", script]))), "literal-secret") is None
+
+
 def test_a_secret_that_was_deleted_since_the_pods_started_stops_the_run():
     variable = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
     found = observed(deployment=deployment(env=[variable]))

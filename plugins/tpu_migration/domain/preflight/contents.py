@@ -34,7 +34,7 @@ def literal_secrets(observed: Observed) -> Iterator[Finding]:
 
 
 def _is_literal(value: str) -> bool:
-    return bool(value) and not _REFERENCE.fullmatch(value)
+    return bool(value) and not _REFERENCE.fullmatch(value.strip("\"'"))
 
 
 def _literal(observed: Observed, where: str) -> Finding:
