@@ -127,6 +127,10 @@ class Lease:
         self.replaced = Holder.parse(identity).run_id == self.holder.run_id
         return True
 
+    def taken_over(self) -> bool:
+        """Ask the server whether a newer worker of the same run holds the lease; raises TransientError unanswered."""
+        return self._is_lost(self._kube.get(LEASES, self._name, self._namespace)) and self.replaced
+
     def check(self) -> None:
         """Raise NotHolderError unless this worker may change things right now; asked before each change.
 

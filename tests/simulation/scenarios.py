@@ -225,6 +225,8 @@ class Play:
     def _problems(self, ended: Ended) -> list[str]:
         found = [f"users: {each.what} at {each.at:.0f}" for each in self._noticed()[:3]]
         found += self._wrong_route()
+        if not self.scenario.onsets and not self.scenario.death and self.phase not in (Phase.MIGRATED, Phase.PROVEN):
+            found.append(f"nothing went wrong, and it ended {self.phase}: {ended.reasons}")
         expected_green = self.phase in (Phase.MIGRATED, Phase.PROVEN)
         if ended.green and not expected_green:
             found.append(f"the run is green in phase {self.phase or 'none'}")

@@ -273,7 +273,7 @@ def test_a_server_that_is_too_busy_is_asked_again_when_it_says():
     kube, waits, limits = throttled(2, 3.0)
     assert kube.get(CONFIG_MAPS, "one", NAMESPACE) == {"kind": "ConfigMap"}
     assert waits == [3.0, 3.0]
-    assert limits == [CALL_TIMEOUT_S, CALL_TIMEOUT_S - 3, CALL_TIMEOUT_S - 6]
+    assert limits == pytest.approx([CALL_TIMEOUT_S, CALL_TIMEOUT_S - 3, CALL_TIMEOUT_S - 6], abs=0.5)
 
 
 def test_a_call_with_its_waits_never_takes_longer_than_its_timeout():
@@ -281,10 +281,27 @@ def test_a_call_with_its_waits_never_takes_longer_than_its_timeout():
     with pytest.raises(TransientError, match="429"):
         kube.get(CONFIG_MAPS, "one", NAMESPACE)
     assert sum(waits) < CALL_TIMEOUT_S
-    kube, waits, _ = throttled(1000, 0.0)
+    kube, waits, limits = throttled(1000, 0.0)
     with pytest.raises(TransientError, match="429"):
         kube.watching().get(CONFIG_MAPS, "one", NAMESPACE)
-    assert 0 < sum(waits) <= WATCH_CALL_TIMEOUT_S
+    assert 0 < sum(waits) < WATCH_CALL_TIMEOUT_S
+    assert min(limits) > 0, "a call that is given no time at all is an error of the client"
+
+
+def test_a_server_that_takes_its_time_to_refuse_is_not_asked_beyond_the_timeout(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("tpu_migration.clients.kubernetes.time.monotonic", lambda: clock[0])
+
+    def send(method, path, *, timeout_s, **_):
+        clock[0] += 0.9 * timeout_s
+        return Response(429, b"Too many requests", 1.0)
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    with pytest.raises(TransientError, match="429"):
+        Kubernetes(send, sleep=sleep).get(CONFIG_MAPS, "one", NAMESPACE)
+    assert clock[0] <= CALL_TIMEOUT_S
 
 
 def test_a_refusal_that_does_not_say_when_is_left_to_the_stage():

@@ -280,6 +280,7 @@ class Kubernetes:
     ) -> Response:
         left_s = self._timeout_s
         while True:
+            sent = time.monotonic()
             response = self._transport(
                 method,
                 path,
@@ -288,10 +289,12 @@ class Kubernetes:
                 body=body,
                 timeout_s=left_s,
             )
-            asked_s = response.retry_after_s
-            if response.status != 429 or asked_s is None or asked_s >= left_s:
+            left_s -= time.monotonic() - sent
+            if response.status != 429 or response.retry_after_s is None:
                 return response
-            pause_s = max(asked_s, _LEAST_PAUSE_S)
+            pause_s = max(response.retry_after_s, _LEAST_PAUSE_S)
+            if pause_s + _LEAST_PAUSE_S > left_s:  # no time would be left for the call itself
+                return response
             self._sleep(pause_s)
             left_s -= pause_s
 

@@ -12,7 +12,7 @@ from tpu_migration.errors import PermanentError
 from tpu_migration.record import Record
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding
-from tpu_migration.stages.objects import is_ready, other_routes, pods_of, still_ending
+from tpu_migration.stages.objects import has_ended, is_ready, other_routes, pods_of, still_ending
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 
@@ -129,6 +129,8 @@ def _delete_pool(ctx: Context, pool: str) -> None:
         for node in sorted(nodes)
         for pod in ctx.kube.list(k8s.PODS, fields=f"spec.nodeName={node}")
         if not any(o.get("kind") == "DaemonSet" for o in pod["metadata"].get("ownerReferences") or [])
+        and not has_ended(pod)
+        and pod["metadata"]["uid"] not in ctx.memory.get("ending_since", {})  # the source's own, on a dead machine
     ]
     if others:
         raise PermanentError(

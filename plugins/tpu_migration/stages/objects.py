@@ -38,17 +38,26 @@ def still_ending(ctx: Context, pods: Sequence[Object]) -> list[Object]:
 
     A pod that outlives its own grace is on a machine that does not answer any more: it stays listed until
     its node is removed, and waiting for it would keep the node. One that has ended already (a spot machine
-    that got its notice leaves such) is removed by nobody as long as its Deployment stands.
+    that got its notice leaves such) is removed by nobody as long as its Deployment stands. One that nobody has
+    told to end yet is always waited for.
     """
     now = ctx.clock.monotonic()
     since: dict[str, float] = ctx.memory.setdefault("ending_since", {})
     return [
         pod
         for pod in pods
-        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-        and now - since.setdefault(pod["metadata"]["uid"], now)
-        <= pod["spec"].get("terminationGracePeriodSeconds", 30) + _OVERDUE_S
+        if not has_ended(pod)
+        and (
+            not pod["metadata"].get("deletionTimestamp")
+            or now - since.setdefault(pod["metadata"]["uid"], now)
+            <= pod["spec"].get("terminationGracePeriodSeconds", 30) + _OVERDUE_S
+        )
     ]
+
+
+def has_ended(pod: Object) -> bool:
+    """Tell whether all of a pod's containers have ended for good."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def source_objects(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:

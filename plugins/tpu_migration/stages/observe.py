@@ -28,7 +28,8 @@ def look(ctx: Context, record: Record) -> Sample:
     dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
     everyone = [name for service in services for name in pods[service]]
     scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
-    known: set[str] = ctx.memory.setdefault("answered", set())
+    # Who was there at this worker's first look counts from then on; who came later, once it has answered.
+    known: set[str] = ctx.memory.setdefault("known_pods", set(everyone))
     known.update(name for name, pod in scraped.items() if pod is not None)
     stats = prober_stats(ctx)
     arms = stats.arms if stats else {}
@@ -43,7 +44,7 @@ def look(ctx: Context, record: Record) -> Sample:
             ctx.memory[f"probed_{name}"] = float(probed.ok + probed.failed + probed.in_flight)
         return ArmSample(
             ready=sum(pods[service].values()),
-            # One that is not ready and has never answered is still starting: nobody is sent to it.
+            # One that came later, is not ready and has never answered is still starting: nobody is sent to it.
             pods={pod: scraped[pod] for pod, ready in pods[service].items() if ready or pod in known},
             own=own + ctx.memory.get(f"probed_{name}", 0.0),
             own_in_flight=float(probed.in_flight) if probed else 0.0,

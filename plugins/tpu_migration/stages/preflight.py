@@ -262,6 +262,7 @@ def _check_pods(ctx: Context, deployment: Object, source: Source) -> int | None:
                 f"vLLM on pod {name} port {source.port} does not answer through the API server's pod proxy: {error}; "
                 "check the port and that the cluster allows the proxy"
             ) from error
+        ctx.memory.pop("unanswered_since", None)
         lost = set(source.served_names) - set(served)
         if lost:
             raise PermanentError(

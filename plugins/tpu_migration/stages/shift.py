@@ -49,6 +49,8 @@ def step(ctx: Context) -> Outcome:
     if "restored" in ctx.memory:
         return _watch_restore(ctx)
     if "breach" in ctx.memory:
+        if ctx.memory.get("was_blind"):
+            _yield_to_a_successor(ctx)
         return send_home(ctx, ctx.memory["breach"])
     try:
         return _keep(ctx)
@@ -263,9 +265,21 @@ def _blind(ctx: Context, error: TransientError) -> Outcome:
     """Hold while the API does not answer; after the grace, what cannot be seen is not safe."""
     since = ctx.memory.setdefault("blind_since", ctx.clock.monotonic())
     blind_s = ctx.clock.monotonic() - since
-    if blind_s > Limits.missing_grace_s:
-        return send_home(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
-    return Waiting(_LOOK_EVERY_S, f"cannot look: {error}")
+    if blind_s <= Limits.missing_grace_s:
+        raise error  # noted nowhere: a write to a server that does not answer would only make the step longer
+    ctx.memory["was_blind"] = True
+    _yield_to_a_successor(ctx)
+    return send_home(ctx, f"nothing could be seen for {blind_s:.0f} s: {error}")
+
+
+def _yield_to_a_successor(ctx: Context) -> None:
+    """Stop if a newer worker of this run keeps watch: only this one was cut off, and nobody is unwatched."""
+    try:
+        taken_over = ctx.lease.taken_over()
+    except TransientError:
+        return
+    if taken_over:
+        raise NotHolderError("a newer worker of this run keeps watch; this one was cut off for a while, and stops")
 
 
 def send_home(ctx: Context, reason: str) -> Outcome:
