@@ -42,6 +42,7 @@ class Feature:
     flags: tuple[str, ...]
     effect: str
     remedy: str
+    matrix: tuple[str, ...] = ()  # how tpu-inference's published support matrices call it: what their rows begin with
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def parse_features(text: str) -> FeatureTable:
     entries = document.get("features") or {}
     if set(entries) != set(_RULES):
         raise FeatureError(f"features: {', '.join(sorted(set(entries) ^ set(_RULES)))}: table and rules differ")
-    wanted = {field.name for field in fields(Feature)} - {"key"}
+    wanted = {field.name for field in fields(Feature)} - {"key", "matrix"}
     features = []
     for key, entry in entries.items():
-        if set(entry) != wanted or entry["severity"] not in _ORDER:
+        if set(entry) - {"matrix"} != wanted or entry["severity"] not in _ORDER:
             raise FeatureError(
                 f"features.{key}: needs exactly {', '.join(sorted(wanted))}, severity one of {', '.join(_ORDER)}"
             )
-        lists = {name: tuple(entry[name]) for name in ("generations", "flags")}
+        lists = {name: tuple(entry[name]) for name in ("generations", "flags", "matrix") if name in entry}
         features.append(Feature(key=str(key), **{**entry, **lists}))
     return FeatureTable(str(document.get("version", "")), str(document.get("read", "")), tuple(features))
 

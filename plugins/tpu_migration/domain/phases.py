@@ -22,7 +22,7 @@ class Phase(StrEnum):
     FALLING_BACK = "falling_back"  # the route is restored; the TPU is being released
     FALLEN_BACK = "fallen_back"  # the end: users on the source, nothing of the target left
     REJECTED = "rejected"  # the end: people said no; users on the source
-    HELD = "held"  # the end: the gate was inconclusive; no traffic moved, the TPU is kept
+    HELD = "held"  # the end: users on the source; the TPU is kept for a closer look
 
 
 # Users have been sent, or may be sent, to the target on the run's own word.
@@ -41,20 +41,20 @@ _FORWARD: dict[Phase, frozenset[Phase]] = {
     Phase.PROVISIONED: frozenset({Phase.DEPLOYED}),
     Phase.DEPLOYED: frozenset({Phase.WARM}),
     Phase.WARM: frozenset({Phase.GATED}),
-    Phase.GATED: frozenset({Phase.SHIFTING, Phase.PROVEN, Phase.HELD}),
+    Phase.GATED: frozenset({Phase.SHIFTING, Phase.PROVEN, Phase.HELD, Phase.REJECTED}),
     Phase.SHIFTING: frozenset({Phase.SOAKING}),
     Phase.SOAKING: frozenset({Phase.COMMITTED}),
     Phase.COMMITTED: frozenset({Phase.DECOMMISSIONING}),
     Phase.DECOMMISSIONING: frozenset({Phase.MIGRATED}),
-    Phase.FALLING_BACK: frozenset({Phase.FALLEN_BACK, Phase.REJECTED}),
+    Phase.FALLING_BACK: frozenset({Phase.FALLEN_BACK, Phase.REJECTED, Phase.HELD}),
 }
 
 
 def may_follow(current: Phase, following: Phase) -> bool:
     """Tell whether a record may go from `current` to `following`.
 
-    Before the commit every phase may fall back; after it none may: going back is then a
-    migration of its own, with source and target exchanged.
+    Before the commit every phase may fall back; after it none may: the source may be gone, and going
+    back begins by making it whole (`Record.taken_back`).
     """
     if following is current:
         return True

@@ -8,11 +8,11 @@ its rule (https://gateway-api.sigs.k8s.io/reference/spec/#httpbackendref).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
+from tpu_migration.domain.values import copied
 
 _EPOCH_PREFIX = "tpu-migration/epoch."
 MAX_WEIGHT = 1_000_000  # HTTPRoute's own bound on a weight
@@ -50,7 +50,7 @@ def is_service(ref: Mapping[str, Any], name: str) -> bool:
 
 def rules_of(route: Mapping[str, Any]) -> list[Rule]:
     """Return a copy of the route's rules."""
-    return deepcopy(route.get("spec", {}).get("rules") or [])
+    return copied(route.get("spec", {}).get("rules") or [])
 
 
 def points_at(route: Mapping[str, Any], service: str) -> bool:
@@ -84,7 +84,7 @@ def with_target(live: Sequence[Rule], recorded: Sequence[Rule], source: str, tar
     """
     if not 0 <= percent <= 100:
         raise RouteError(f"a weight step must be within 0 and 100 %, got {percent}")
-    rules = deepcopy(list(live))
+    rules = copied(list(live))
     for rule in rules:
         original = _recorded_refs(rule, recorded, source)
         if original is None:
@@ -114,7 +114,7 @@ def restored(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target
     it; if nothing else serves there it gets the source's recorded refs, because an empty rule
     answers 500.
     """
-    rules = deepcopy(list(live))
+    rules = copied(list(live))
     home = next((r.get("backendRefs") or [] for r in recorded if _holds(r, source)), [])
     for rule in rules:
         refs = rule.get("backendRefs") or []
@@ -127,7 +127,7 @@ def restored(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target
         elif any(is_service(ref, target) for ref in refs):
             left = [ref for ref in refs if not is_service(ref, target)]
             serving = [ref for ref in left if ref.get("weight", 1) > 0]
-            rule["backendRefs"] = left if serving else deepcopy(home)
+            rule["backendRefs"] = left if serving else copied(home)
     return rules
 
 
@@ -136,7 +136,7 @@ def _recorded_refs(rule: Rule, recorded: Sequence[Rule], source: str) -> list[di
     found = next((each for each in recorded if each.get("matches") == rule.get("matches")), None)
     if found is None or not _holds(found, source):
         return None
-    refs: list[dict[str, Any]] = deepcopy(found["backendRefs"])
+    refs: list[dict[str, Any]] = copied(found["backendRefs"])
     return refs
 
 
@@ -223,7 +223,7 @@ def arm_probe_route(route: Mapping[str, Any], name: str, arms: Mapping[str, str]
             if rule.get("filters"):  # a path that is rewritten for users must be rewritten here, too
                 arm["filters"] = rule["filters"]
             rules.append(arm)
-    spec: dict[str, Any] = {"parentRefs": deepcopy(route["spec"].get("parentRefs") or []), "rules": rules}
+    spec: dict[str, Any] = {"parentRefs": copied(route["spec"].get("parentRefs") or []), "rules": rules}
     if route["spec"].get("hostnames"):
         spec["hostnames"] = list(route["spec"]["hostnames"])
     return {

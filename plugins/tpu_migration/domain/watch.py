@@ -152,6 +152,14 @@ class Watch:
             or self._soft_breach(sample, target_has_users)
         )
 
+    def target_rps(self) -> float:
+        """Return how many requests a second began on the target over the last ten seconds; 0 if nobody can tell."""
+        newest = self._samples[-1] if self._samples else None
+        recent = [each for each in self._samples if newest and newest.at - each.at <= _WINDOW_S]
+        if newest is None or newest.at <= recent[0].at:
+            return 0.0
+        return _starts(recent[0].target, newest.target) / (newest.at - recent[0].at)
+
     def split(self, since: float, enough: int = 30) -> Split:
         """Return how requests divided since a moment: over the last ten seconds, or as long as `enough` take.
 

@@ -62,6 +62,7 @@ class Generation:
     devices_per_chip: int
     native_types: tuple[str, ...]
     quotas: Mapping[str, str | None]
+    min_gke_version: str
     machines: Mapping[str, Machine]
     prices: tuple[Price, ...] = ()
 
@@ -105,6 +106,7 @@ class Slice:
     devices_per_chip: int
     native_types: tuple[str, ...]
     quotas: Mapping[str, str | None]
+    min_gke_version: str
     host_vcpus: int
     host_memory_gib: float
     prices: tuple[Price, ...] = ()

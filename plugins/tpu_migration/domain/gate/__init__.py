@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from tpu_migration.domain.gate.design import Block, canary_block, compared, next_rate
 from tpu_migration.domain.gate.model import (
     ArmCost,
     ArmEvents,
@@ -20,6 +22,7 @@ from tpu_migration.domain.gate.policy import Policy, PolicyError, load_policy
 __all__ = [
     "ArmCost",
     "ArmEvents",
+    "Block",
     "Check",
     "ClientHealth",
     "Observations",
@@ -29,10 +32,16 @@ __all__ = [
     "RatePoint",
     "RequestResult",
     "Verdict",
+    "canary_block",
+    "compared",
     "conforming_tokens_per_s",
     "judge",
+    "judge_canary",
     "load_policy",
+    "next_rate",
+    "over_slo",
     "rate_point",
+    "stopped",
 ]
 
 
@@ -52,6 +61,32 @@ def judge(
     from tpu_migration.domain.gate.verdicts import judge as decide
 
     return decide(policy, baseline, candidate, observations=observations, look=look)
+
+
+def judge_canary(
+    policy: Policy, passed: Mapping[str, Any], results: Sequence[RequestResult], client: ClientHealth
+) -> Verdict:
+    """Hold what serves users to the policy's absolute limits, and to what was measured when it passed the gate.
+
+    `passed` are the distributions of the candidate that passed (`evidence.distributions`); empty: unknown.
+    """
+    from tpu_migration.domain.gate.canary import judge_canary as decide
+
+    return decide(policy, passed, results, client)
+
+
+def over_slo(policy: Policy, requests: int, slow: int) -> str:
+    """Say by how much live users are over the TTFT limit beyond doubt, or nothing."""
+    from tpu_migration.domain.gate.health import over_slo as told
+
+    return told(policy, requests, slow)
+
+
+def stopped(policy: Policy, why: str) -> Verdict:
+    """Return the verdict of a measurement that was ended for the users' sake: nothing was decided."""
+    from tpu_migration.domain.gate.verdicts import stopped as verdict
+
+    return verdict(policy, why)
 
 
 def rate_point(policy: Policy, rate_rps: float, results: Sequence[RequestResult]) -> RatePoint:

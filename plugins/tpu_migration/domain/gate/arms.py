@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpu_migration.domain.gate.model import RequestResult
-from tpu_migration.domain.gate.policy import Bootstrap, Slo
+from tpu_migration.domain.gate.sections import Bootstrap, Slo
 from tpu_migration.domain.gate.statistics import Blocks, Floats
 
 Metric = Literal["ttft", "tpot", "e2e"]
@@ -54,7 +54,7 @@ def arm(results: Sequence[RequestResult], bootstrap: Bootstrap, stream: int) -> 
             "tpot": _values_ms([(r.succeeded, r.tpot_s if r.output_tokens > 1 else None) for r in results]),
             "e2e": _values_ms([(r.succeeded, r.e2e_s) for r in results]),
         },
-        blocks=Blocks(times, bootstrap.blocks, bootstrap.replicates, (bootstrap.seed, stream)),
+        blocks=Blocks(times, bootstrap.blocks, bootstrap.block_s, bootstrap.replicates, (bootstrap.seed, stream)),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tpu_migration.domain.gate.arms import Arm, Metric
 from tpu_migration.domain.gate.decide import at_least, at_most, missing, ms, per_cent, plain, share
 from tpu_migration.domain.gate.model import Check
-from tpu_migration.domain.gate.policy import Errors, Goodput, Ratio, Slo
+from tpu_migration.domain.gate.sections import Errors, Goodput, Ratio, Slo
 from tpu_migration.domain.gate.statistics import (
     Interval,
     expanded_alpha,

@@ -9,8 +9,9 @@ import numpy as np
 
 from tpu_migration.domain.gate.arms import arm, unusable
 from tpu_migration.domain.gate.decide import at_least, at_most, finite, missing, plain, rps
-from tpu_migration.domain.gate.model import ArmCost, Check, Observations, RequestResult
-from tpu_migration.domain.gate.policy import Capacity, Cost, Goodput, Policy
+from tpu_migration.domain.gate.model import ArmCost, Check, Observations, RatePoint, RequestResult
+from tpu_migration.domain.gate.policy import Policy
+from tpu_migration.domain.gate.sections import Capacity, Cost, Goodput
 from tpu_migration.domain.gate.statistics import (
     POCOCK_ALPHA,
     Blocks,
@@ -28,7 +29,7 @@ def capacity(required: Capacity, minimum: Goodput, seen: Observations, alpha: fl
 
     A rate holds if its goodput is proven and no lower rate is disproven.
     """
-    peak, sweep = seen.peak_rps, sorted(seen.sweep, key=lambda point: point.rate_rps)
+    peak, sweep = seen.peak_rps, _pooled(seen.sweep)
     if peak is None or not (math.isfinite(peak) and peak > 0):
         return missing("capacity", None, "rps", "capacity: the live peak was not given")
     need = peak * required.headroom
@@ -47,6 +48,15 @@ def capacity(required: Capacity, minimum: Goodput, seen: Observations, alpha: fl
             low = need if abs(point.rate_rps - need) <= _ROUNDING * need else point.rate_rps
     note = f"{rates} rates, peak {peak:.4g} rps × {required.headroom:.4g}"
     return at_least("capacity", "capacity at the SLO", Interval(low, low, high), need, "rps", rps, note)
+
+
+def _pooled(points: Sequence[RatePoint]) -> list[RatePoint]:
+    """Add up what several looks measured at one rate; the lowest rate first."""
+    sums: dict[float, RatePoint] = {}
+    for p in points:
+        known = sums.get(p.rate_rps, RatePoint(p.rate_rps, 0, 0))
+        sums[p.rate_rps] = RatePoint(p.rate_rps, known.scheduled + p.scheduled, known.good + p.good)
+    return sorted(sums.values(), key=lambda point: point.rate_rps)
 
 
 def cost_ratio(allowed: Cost, seen: Observations) -> Check:
@@ -103,7 +113,7 @@ def throughput(policy: Policy, results: Sequence[RequestResult]) -> tuple[float,
     # An empty request at each edge, so that the blocks span the whole window.
     times, weights = np.append(ends[inside], [start, end]), np.append(tokens[inside], [0.0, 0.0])
     boot = policy.bootstrap
-    blocks = Blocks(times, boot.blocks, boot.replicates, (boot.seed, 2))
+    blocks = Blocks(times, boot.blocks, boot.block_s, boot.replicates, (boot.seed, 2))
     sums = blocks.sums(weights) / (end - start)
     alpha = expanded_alpha(POCOCK_ALPHA[policy.confidence][policy.looks - 1], blocks.count)
     bounds = percentile_bounds(float(weights.sum()) / (end - start), sums, sums, alpha)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 
 from tpu_migration.domain.gate.model import ArmEvents, Check, ClientHealth, Outcome
-from tpu_migration.domain.gate.policy import Void
+from tpu_migration.domain.gate.policy import Policy
+from tpu_migration.domain.gate.sections import Void
+from tpu_migration.domain.gate.statistics import proportion
 
 
 def client_health(limits: Void, clients: Mapping[str, ClientHealth | None]) -> Check:
@@ -45,6 +47,24 @@ def _client_problems(limits: Void, client: ClientHealth) -> list[str]:
         elif rate < least:
             found.append(f"achieved rate {100 * rate:.1f} % < {100 * least:g} % of the schedule")
     return found
+
+
+def over_slo(policy: Policy, requests: int, slow: int) -> str:
+    """Say by how much live users are over the TTFT limit beyond doubt, or nothing.
+
+    The policy allows `1 - quantile` of them to be slower; an exact bound at 95 % keeps one slow answer in fifty
+    from ending a measurement.
+    """
+    if policy.slo is None:
+        return ""
+    share = proportion(min(slow, requests), requests, 0.05)
+    allowed = 1 - policy.slo.quantile
+    if not share.low > allowed:
+        return ""
+    return (
+        f"live users are over their SLO: {slow} of {requests} waited longer than {policy.slo.ttft_limit_ms:g} ms for "
+        f"the first token, {100 * allowed:.3g} % may"
+    )
 
 
 def arm_health(arms: Mapping[str, ArmEvents | None]) -> Check:

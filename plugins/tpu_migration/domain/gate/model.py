@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tpu_migration.domain.gate.parity import Parity
+
 Outcome = Literal["pass", "fail", "inconclusive", "void"]
+_ROUNDING_S = 2e-6  # a result file has microseconds
+
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "inconclusive", "void")
 
 
@@ -44,6 +48,8 @@ class RequestResult:
         """
         if not (_time(self.scheduled_s) and _time(self.sent_s)):
             return "scheduled_s and sent_s must be finite and not negative"
+        if self.sent_s < self.scheduled_s - _ROUNDING_S:
+            return "sent before it was due: the client's clock stepped"
         if not self.ok:
             return None
         if self.output_tokens < 1:
@@ -52,6 +58,8 @@ class RequestResult:
             return "ok without a finite ttft_s and e2e_s"
         if self.output_tokens > 1 and not _time(self.tpot_s):
             return "ok, two tokens or more, without a finite tpot_s"
+        if (self.e2e_s or 0.0) < (self.ttft_s or 0.0) - _ROUNDING_S:
+            return "the last token came before the first: the client's clock stepped"
         return None
 
 
@@ -112,6 +120,8 @@ class Observations:
     sweep: tuple[RatePoint, ...] = ()
     baseline_cost: ArmCost | None = None
     candidate_cost: ArmCost | None = None
+    quality: Parity | None = None
+    needed_features: tuple[str, ...] = ()  # of requests, that the users' clients rely on
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tpu_migration.domain.gate import checks, economics
+from tpu_migration.domain.gate import checks, economics, quality
 from tpu_migration.domain.gate.arms import Arm, arm, unusable
 from tpu_migration.domain.gate.health import arm_health, client_health
 from tpu_migration.domain.gate.model import Check, Observations, Outcome, RequestResult, Verdict
@@ -42,7 +43,15 @@ def judge(
         made.append(economics.capacity(policy.capacity, policy.goodput, observations, alpha))
     if policy.cost:
         made.append(economics.cost_ratio(policy.cost, observations))
+    if policy.quality:
+        made += quality.checks(policy.quality, observations.quality, alpha, observations.needed_features)
     return _verdict(policy, tuple(made), baseline, candidate, look)
+
+
+def stopped(policy: Policy, why: str) -> Verdict:
+    """Return the verdict of a measurement that was ended for the users' sake: nothing was decided."""
+    check = Check("live_users", "inconclusive", None, (None, None), None, "requests", why)
+    return Verdict("inconclusive", (check,), policy.name, policy.hash, f"INCONCLUSIVE: the probe was stopped: {why}")
 
 
 def _evidence(policy: Policy, baseline: int, candidate: int) -> Check:
@@ -94,14 +103,21 @@ def _verdict(
     candidate: Sequence[RequestResult],
     look: int,
 ) -> Verdict:
-    outcome = next(kind for kind in _PRECEDENCE if any(check.outcome == kind for check in made))
     evidence = f"candidate n={len(candidate)}, baseline n={len(baseline)}, look {look} of {policy.looks}"
+    verdict = verdict_of(policy, made, evidence)
+    if verdict.outcome != "inconclusive":
+        return verdict
+    then = "extend the run" if look < policy.looks else "that was the last look: hold"
+    return replace(verdict, sentence=f"{verdict.sentence}; {then}")
+
+
+def verdict_of(policy: Policy, made: tuple[Check, ...], evidence: str) -> Verdict:
+    """Sum checks up: the worst outcome of all, and a sentence with the first of those that made it."""
+    outcome = next(kind for kind in _PRECEDENCE if any(check.outcome == kind for check in made))
     if outcome == "pass":
         sentence = f"PASS: all {len(made)} checks are inside their limits ({evidence})"
     else:
         texts = [check.sentence for check in made if check.outcome == outcome]
         more = f"; and {len(texts) - _SENTENCES} more" if len(texts) > _SENTENCES else ""
         sentence = f"{outcome.upper()}: {'; '.join(texts[:_SENTENCES])}{more}"
-        if outcome == "inconclusive":
-            sentence += "; extend the run" if look < policy.looks else "; that was the last look: hold"
     return Verdict(outcome, made, policy.name, policy.hash, sentence)

@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 
-def examine(observed: Observed, unchecked: Sequence[str] = ()) -> Report:
+def examine(observed: Observed, unchecked: Sequence[str] = (), found_before: Sequence[Finding] = ()) -> Report:
     """Run every check; `unchecked` names what the caller could not look at, and why."""
-    findings: list[Finding] = []
+    findings = list(found_before)
     passed: list[str] = []
     for title, check in _CHECKS.items():
         found = list(check(observed))
@@ -48,8 +48,11 @@ def examine(observed: Observed, unchecked: Sequence[str] = ()) -> Report:
 def _could_look(title: str, observed: Observed) -> bool:
     needed: dict[str, object] = {
         "vertical autoscalers": observed.vpas,
+        "default compute class": observed.namespace_labels,
         "kind of cluster": observed.cluster,
+        "GKE version": observed.cluster,
         "maintenance windows": observed.cluster,
+        "zone": observed.cluster,
         "fit": observed.assessment,
         "lost features": observed.assessment,
         "cost": observed.assessment,
@@ -67,7 +70,10 @@ _CHECKS: dict[str, Callable[[Observed], Iterator[Finding]]] = {
     "vertical autoscalers": around.vertical_autoscaler,
     "disruption budgets": around.disruption_budgets,
     "compute class": around.compute_class,
+    "default compute class": around.default_compute_class,
     "kind of cluster": around.kind_of_cluster,
+    "GKE version": around.gke_version,
+    "zone": around.zone,
     "maintenance windows": around.maintenance,
     "fit": analysis.fit,
     "lost features": analysis.lost_features,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from tpu_migration.domain.maintenance import next_overlap
@@ -10,6 +11,10 @@ from tpu_migration.domain.preflight.findings import BLOCKER, NOTE, WARNING, Find
 from tpu_migration.domain.preflight.pods import pod_spec
 
 _COMPUTE_CLASS = "cloud.google.com/compute-class"
+_DEFAULT_COMPUTE_CLASS = (
+    "cloud.google.com/default-compute-class",
+    "cloud.google.com/default-compute-class-non-daemonset",
+)
 
 
 def route_owner(observed: Observed) -> Iterator[Finding]:
@@ -122,6 +127,25 @@ def compute_class(observed: Observed) -> Iterator[Finding]:
         )
 
 
+def default_compute_class(observed: Observed) -> Iterator[Finding]:
+    """Refuse a namespace whose pods GKE sends to a ComputeClass: they would never go to the node pool that is made.
+
+    GKE writes the class into the node selector of every new pod that names none, and a node pool that no class
+    made lacks that label. https://cloud.google.com/kubernetes-engine/docs/how-to/run-pods-default-compute-classes
+    """
+    labels = observed.namespace_labels or {}
+    for key in _DEFAULT_COMPUTE_CLASS:
+        if name := labels.get(key):
+            yield Finding(
+                BLOCKER,
+                "default-compute-class",
+                f"namespace {observed.plan.namespace}",
+                f"has the label {key}={name}: GKE would send the TPU pods to ComputeClass {name}, not to the node pool "
+                "that is made for them; ComputeClass capacity is not supported yet",
+                f"take the label away: kubectl label namespace {observed.plan.namespace} {key}-",
+            )
+
+
 def kind_of_cluster(observed: Observed) -> Iterator[Finding]:
     """Refuse Autopilot: this program makes a node pool of its own, which Autopilot does not allow."""
     if observed.cluster is not None and observed.cluster.autopilot:
@@ -131,6 +155,41 @@ def kind_of_cluster(observed: Observed) -> Iterator[Finding]:
             f"cluster {observed.plan.cluster}",
             "runs in Autopilot mode, which takes no node pools; this is not supported yet",
             "migrate on a Standard cluster",
+        )
+
+
+def gke_version(observed: Observed) -> Iterator[Finding]:
+    """Refuse a control plane that is too old to make the target's node pools; theirs is its own version."""
+    version = observed.cluster.version if observed.cluster else ""
+    if observed.plan.tpu_pool or not version or not observed.min_gke_version:
+        return
+    if _release(version) < _release(observed.min_gke_version):
+        yield Finding(
+            BLOCKER,
+            "gke-version",
+            f"cluster {observed.plan.cluster}",
+            f"its control plane runs GKE {version}; {observed.plan.target} needs {observed.min_gke_version} or later",
+            f"upgrade it: gcloud container clusters upgrade {observed.plan.cluster} --master "
+            f"--location={observed.plan.location} --project={observed.plan.project_id}",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the four numbers of 1.31.2-gke.1115000, which order versions."""
+    return tuple(int(each) for each in re.findall(r"\d+", version)[:4])
+
+
+def zone(observed: Observed) -> Iterator[Finding]:
+    """Refuse a zone in which the cluster may have no nodes."""
+    zones = observed.cluster.zones if observed.cluster else ()
+    unknown = sorted({each.zone for each in observed.plan.offers} - set(zones))
+    if zones and unknown:
+        yield Finding(
+            BLOCKER,
+            "zone",
+            f"cluster {observed.plan.cluster}",
+            f"has no nodes in {', '.join(unknown)}, where the TPU pool would be; its zones are {', '.join(zones)}",
+            "set tpu_zone (or capacity_plan) to one of them, or add the zone to the cluster",
         )
 
 
@@ -146,7 +205,7 @@ def maintenance(observed: Observed) -> Iterator[Finding]:
         return
     plan = observed.plan
     hours = 2.5 + (len(plan.steps) * plan.bake_s + plan.soak_s) / 3600
-    if begins := next_overlap(observed.cluster.windows, observed.now, hours * 3600):
+    if begins := next_overlap(observed.cluster.windows, observed.now, hours * 3600, observed.cluster.exclusions):
         yield Finding(
             WARNING,
             "maintenance",

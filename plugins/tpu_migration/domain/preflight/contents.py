@@ -15,7 +15,6 @@ _SECRET_NAME = re.compile(r"TOKEN(?!S|IZ)|API_?KEY|SECRET|PASSWORD|PASSWD|CREDEN
 _NAMES_A_PLACE = re.compile(r"_(FILE|PATH|DIR|NAME|ID)$", re.I)
 _SECRET_FLAG = re.compile(r"--(api-key|hf-token|[a-z-]*password)(=(.+))?", re.I)
 _REFERENCE = re.compile(r"\$\(\w+\)|\$\{?\w+\}?")
-_SINGLE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 
 
 def literal_secrets(observed: Observed) -> Iterator[Finding]:
@@ -48,19 +47,11 @@ def _literal(observed: Observed, where: str) -> Finding:
 
 
 def storage(observed: Observed) -> Iterator[Finding]:
-    """Refuse claims that the GPU's node holds: a TPU pod on another node would wait for them for ever."""
+    """Refuse claims that are gone; which ones a TPU pod can mount, the translation tells."""
     for name, claim in observed.claims.items():
-        title = f"PersistentVolumeClaim {name}"
-        modes = set((claim or {}).get("spec", {}).get("accessModes") or [])
         if claim is None:
-            yield Finding(BLOCKER, "claim-missing", title, "is mounted and does not exist", "create it")
-        elif modes and modes <= _SINGLE_NODE:
             yield Finding(
-                BLOCKER,
-                "claim-single-node",
-                title,
-                f"is {', '.join(sorted(modes))}: the GPU's node holds it, so no TPU pod can mount it",
-                "put its data where several nodes can read it (ReadOnlyMany, ReadWriteMany, a bucket)",
+                BLOCKER, "claim-missing", f"PersistentVolumeClaim {name}", "is mounted and does not exist", "create it"
             )
 
 

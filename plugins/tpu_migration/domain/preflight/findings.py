@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpu_migration.domain.assessment import Assessment
-from tpu_migration.domain.maintenance import Window
+from tpu_migration.domain.maintenance import Exclusion, Window
 from tpu_migration.domain.plan import Plan
 
 BLOCKER, WARNING, NOTE = "blocker", "warning", "note"
@@ -37,6 +37,9 @@ class Cluster:
 
     autopilot: bool = False
     windows: tuple[Window, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+    zones: tuple[str, ...] = ()  # in which it may have nodes; empty: not known
+    version: str = ""  # of its control plane, such as 1.36.1-gke.1000; empty: not known
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Observed:
     held: Mapping[tuple[str, str], frozenset[str] | None] = field(default_factory=dict)
     claims: Mapping[str, Object | None] = field(default_factory=dict)
     cluster: Cluster | None = None
+    min_gke_version: str = ""  # of the control plane that makes the target's node pools
+    namespace_labels: Mapping[str, str] | None = None
     assessment: Assessment | None = None
     unassessed: str = ""  # why there is no assessment
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from tpu_migration.domain.translation.shape import READ_KINDS, check_shape, prun
 from tpu_migration.domain.translation.translate import Options, translate_workload
 from tpu_migration.domain.translation.workload import is_tpu, vllm_workloads
 from tpu_migration.domain.translation.yamltext import parse
+from tpu_migration.domain.values import copied
 
 # Helm's templates; a Jinja chat template in an argument has braces too, but none of these words.
 _TEMPLATE = re.compile(r"\{\{-?\s*(\.|\$\.|include\b|template\b|if\b|range\b|with\b|end\b|define\b|toYaml\b|tpl\b)")
@@ -140,5 +140,5 @@ def _in_order(documents: Sequence[Manifest], placed: dict[int, list[Manifest]], 
             message = "the text has an object of this name already: the translation takes its place"
             notes.warn(f"{document.get('kind')} {name_of(document)}", message)
         else:
-            result.append(copy.deepcopy(document))
+            result.append(copied(document))
     return result

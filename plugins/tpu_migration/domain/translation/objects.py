@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tpu_migration.domain.translation.labels import Identity
 from tpu_migration.domain.translation.model import Manifest, Names, Notes
 from tpu_migration.domain.translation.rules import Serving
+from tpu_migration.domain.values import copied
 
 # The load balancer's default of 30 s cuts long generations with a 504.
 BACKEND_TIMEOUT_S = 600
@@ -40,11 +40,9 @@ _OLD_METRICS = {"vllm:gpu_cache_usage_perc": "vllm:kv_cache_usage_perc"}
 
 def clean(document: Manifest) -> Manifest:
     """Copy an object without what the API server and other tools wrote into it."""
-    result = copy.deepcopy(document)
-    result.pop("status", None)
-    metadata = result.setdefault("metadata", {})
-    for key in _LIVE_METADATA:
-        metadata.pop(key, None)
+    metadata = {key: each for key, each in (document.get("metadata") or {}).items() if key not in _LIVE_METADATA}
+    result = copied({key: each for key, each in document.items() if key != "status"} | {"metadata": metadata})
+    metadata = result["metadata"]
     annotations = metadata.get("annotations") or {}
     for key in list(annotations):
         if _LIVE_ANNOTATIONS.fullmatch(key):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any
 
 from tpu_migration.domain.translation.model import Manifest, Notes
 from tpu_migration.domain.translation.rules import Serving
+from tpu_migration.domain.values import copied
 
 # The longest cold start seen took 58 minutes; half as much again.
 START_LIMIT_S = 5400
@@ -66,7 +66,7 @@ def _readiness(container: Manifest, health: dict[str, Any], notes: Notes, path: 
     probe["timeoutSeconds"] = max(int(probe["timeoutSeconds"]), 5)
     probe["failureThreshold"] = max(int(probe["failureThreshold"]), 3)
     if old and {"path", "port"} <= set(old.get("httpGet") or {}) and old["httpGet"]["path"] == "/health":
-        probe["httpGet"] = copy.deepcopy(old["httpGet"])
+        probe["httpGet"] = copied(old["httpGet"])
     container["readinessProbe"] = probe
     notes.change(f"{path}.readinessProbe", old, probe, "/health answers once the engine is up, and 503 when it is dead")
 
@@ -75,7 +75,7 @@ def _liveness(container: Manifest, health: dict[str, Any], notes: Notes, path: s
     old = container.get("livenessProbe")
     if not old:
         return
-    probe = copy.deepcopy(old)
+    probe = copied(old)
     probe.pop("initialDelaySeconds", None)
     if "httpGet" in probe and probe["httpGet"].get("path") != "/health":
         probe["httpGet"] = dict(health)
@@ -88,7 +88,7 @@ def _liveness(container: Manifest, health: dict[str, Any], notes: Notes, path: s
 
 def _stop(container: Manifest, pod: Manifest, serving: Serving, notes: Notes, path: str) -> None:
     lifecycle = container.setdefault("lifecycle", {})
-    old = copy.deepcopy(lifecycle.get("preStop"))
+    old = copied(lifecycle.get("preStop"))
     given = _pre_stop_seconds(old)
     if given is None or given < PRE_STOP_S:
         if old and "sleep" not in old and given is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from tpu_migration.domain.translation.workload import (
     is_tpu,
     vllm_container,
 )
+from tpu_migration.domain.values import copied
 
 # A Deployment that reports failure while its first pod still compiles would be taken for broken.
 PROGRESS_DEADLINE_S = 7200
@@ -85,7 +85,7 @@ def translate(
     workload = find_vllm_workload(given)
     if is_tpu(workload):
         notes.warn(f"{workload.get('kind')} {name_of(workload)}", "it runs on TPUs already: nothing to translate")
-        return Translation(copy.deepcopy(list(objects)), notes.changes, notes.warnings, notes.blockers)
+        return Translation(copied(list(objects)), notes.changes, notes.warnings, notes.blockers)
     options = Options(target, image, names, config, replicas, sizing or Sizing())
     placed = translate_workload(workload, Neighbours(given), options, notes)
     return Translation([manifest for manifest, _ in placed], notes.changes, notes.warnings, notes.blockers)
@@ -249,7 +249,7 @@ class _Workload:
 
     def _arguments(self, container: Manifest, template: Manifest, path: str) -> rules.Serving:
         notes = self.notes
-        before: dict[str, Any] = {key: copy.deepcopy(container.get(key)) for key in ("command", "args")}
+        before: dict[str, Any] = {key: copied(container.get(key)) for key in ("command", "args")}
         launching.emit_command(container)
         why = 'the TPU image\'s entrypoint runs exec "$@": it has no program of its own'
         if before["command"] is None:

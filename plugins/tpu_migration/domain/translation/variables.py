@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from tpu_migration.domain.translation.model import Manifest
 from tpu_migration.domain.translation.shell import VARIABLE
+from tpu_migration.domain.values import copied
 
 
 class Configs:
@@ -29,7 +29,7 @@ class Configs:
 
     def set(self, name: str, key: str, value: str | None) -> None:
         """Write a value into the copy of a ConfigMap; None takes the key out."""
-        document = self.patched.setdefault(name, copy.deepcopy(dict(self._originals[name])))
+        document = self.patched.setdefault(name, copied(dict(self._originals[name])))
         data = document.setdefault("data", {})
         if value is None:
             data.pop(key, None)

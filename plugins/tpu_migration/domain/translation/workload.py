@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from tpu_migration.domain.translation.objects import name_of
 from tpu_migration.domain.translation.pod import gpu_count, tpu_count
 from tpu_migration.domain.translation.rules import port_of
 from tpu_migration.domain.translation.variables import Configs
+from tpu_migration.domain.values import copied
 
 # Why a workload of another kind than Deployment cannot move as it is.
 _GROUP = "each replica spans several hosts, and a slice here is one host"
@@ -125,7 +125,7 @@ def config_maps(objects: Iterable[Manifest], config: Mapping[str, Manifest] | No
 
 def _open(deployment: Manifest, configmaps: Mapping[str, Manifest]) -> tuple[Manifest, int, launching.Launch]:
     pods = pod_specs(deployment)
-    pod = copy.deepcopy(pods[0]) if pods else {}
+    pod = copied(pods[0]) if pods else {}
     index = vllm_container(pod)
     if index is None:
         raise InputError(f"{deployment.get('kind')} {name_of(deployment)} has no vLLM container")
