@@ -7,6 +7,8 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import math
+import os
 import signal
 import statistics
 import sys
@@ -16,7 +18,7 @@ import pytest
 from bench_fakes import serving, until
 
 from tpu_migration.bench import loadgen
-from tpu_migration.bench.lengths import LengthError, Lengths, fingerprint, prompt_text, schedule
+from tpu_migration.bench.lengths import LengthError, Lengths, fingerprint, loops_for, prompt_text, schedule
 from tpu_migration.bench.loadgen import Load, run_load
 from tpu_migration.bench.results import client_health, parse
 from tpu_migration.bench.summary import Limits, summarize
@@ -161,6 +163,60 @@ async def test_sigterm_ends_a_run_with_a_result_that_is_void():
         printed, _ = await process.communicate()
     assert process.returncode == 3
     assert "interrupted" in parse(printed.decode()).summary["void_reasons"][-1]
+
+
+LENIENT = ["--policy-void-loop-lag-ms", "1e6", "--policy-void-schedule-delay-ms", "1e6",
+           "--policy-void-achieved-rate", "0.0001"]  # fmt: skip
+
+
+async def test_two_processes_send_one_schedule_and_make_one_result():
+    async with serving() as server:
+        code, printed = await command("bench", "--url", server.url, "--model", "m", "--rate", "300", "--requests", "21",
+                                      "--processes", "2", "--out", "-", "--output-tokens", "4", *LENIENT)  # fmt: skip
+        run = parse(printed)
+        ids = [headers["X-Request-Id"] for headers in server.headers]
+    assert code == 0
+    assert (run.summary["processes"], run.summary["ok"], run.summary["planned"]) == (2, 21, 21)
+    assert [r.id.rpartition("-")[2] for r in run.results] == [str(i) for i in range(21)]
+    assert sorted(ids) == sorted(r.id for r in run.results)
+    one = schedule(21, 300, 1, Lengths.parse("512"), Lengths.parse("4"))
+    assert [r.scheduled_s for r in run.results] == [pytest.approx(p.at_s, abs=1e-5) for p in one]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_load_process_that_ends_early_voids_the_whole_run(number):
+    async with serving(misbehave=lambda body, headers: "hang") as server:
+        process = await start("bench", "--url", server.url, "--model", "m", "--rate", "300", "--requests", "8",
+                              "--processes", "2", "--out", "-", *LENIENT)  # fmt: skip
+        await until(lambda: len(server.bodies) == 8)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), number)
+        printed, _ = await process.communicate()
+    assert process.returncode == 3
+    assert "interrupted" in "".join(parse(printed.decode()).summary["void_reasons"])
+
+
+async def test_a_sample_of_the_requests_is_written_but_all_are_summed_up():
+    async with serving() as server:
+        run = await run_load(load(server.url, rate_rps=300, requests=20, write_every=5))
+    assert [r.id.rpartition("-")[2] for r in run.results] == ["0", "5", "10", "15"]
+    assert (run.summary["requests"], run.summary["written"]) == (20, 4)
+
+
+def test_more_event_loops_are_used_only_where_the_tokens_need_them():
+    rates = (0.0, 20.0, 26.0, 60.0, 5000.0)
+    assert [loops_for(rate, Lengths.parse("uniform:100:300")) for rate in rates] == [1, 1, 2, 3, 8]
+
+
+def test_the_live_histogram_becomes_the_lengths_that_are_sent():
+    buckets = {1.0: 0, 10.0: 50, 20.0: 50, 50.0: 80, 10_000.0: 98, math.inf: 100}
+    made = Lengths.of_histogram(buckets, 1000)
+    assert made.text == "bins:2-10=50,21-50=30,51-1000=18,1000-1000=2"
+    assert Lengths.of_histogram({1.0: 0, math.inf: 0}, 1000) is None
+    assert Lengths.of_histogram({}, 1000) is None
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+# One event loop follows 11,000 chunks a second on an idle core; half of that leaves room for what else runs there.
+_TOKENS_PER_S = 5000.0
+_MOST_LOOPS = 8
 
 # Short everyday words: with a leading space, each is one token in the vocabularies of current models.
 _VOCABULARY = """
@@ -61,6 +65,27 @@ class Lengths:
             " or bins:1-64=3,65-128=5 (tokens=weight)"
         )
 
+    @classmethod
+    def of_histogram(cls, buckets: Mapping[float, float], longest: int) -> Lengths | None:
+        """Make the distribution that a cumulative histogram tells, no length above `longest`; None of an empty one.
+
+        Within a bucket every length is as likely; what lies beyond the last bound is as long as allowed.
+        """
+        bins, low, before = [], 1, 0.0
+        for bound, total in sorted(buckets.items()):
+            high = longest if bound == math.inf else min(longest, int(bound))
+            if total > before and bound >= 1:
+                bins.append(f"{min(low, high)}-{high}={total - before:g}")
+            low, before = min(longest, high + 1), max(before, total)
+        return cls.parse(f"bins:{','.join(bins)}") if bins else None
+
+    def average(self) -> float:
+        """Return the mean length, for a log-normal that of the uncapped one."""
+        if not self.bins:
+            return self.mean
+        weights = sum(weight for _, _, weight in self.bins)
+        return sum((low + high) / 2 * weight for low, high, weight in self.bins) / weights
+
     def draw(self, rng: random.Random) -> int:
         """Draw one length, at least 1."""
         if self.bins:
@@ -105,6 +130,11 @@ def schedule(count: int, rate_rps: float, seed: int, prompt: Lengths, output: Le
         planned.append(Planned(index, at_s, prompt.draw(sizes), output.draw(sizes)))
         at_s += arrivals.expovariate(rate_rps) if rate_rps > 0 else 0.0
     return planned
+
+
+def loops_for(rate_rps: float, output: Lengths) -> int:
+    """Return how many event loops, each on a core of its own, so many tokens a second need."""
+    return max(1, min(_MOST_LOOPS, math.ceil(rate_rps * output.average() / _TOKENS_PER_S)))
 
 
 def fingerprint(planned: Sequence[Planned]) -> str:

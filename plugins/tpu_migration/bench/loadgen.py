@@ -9,53 +9,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tpu_migration.bench import results as result_file
-from tpu_migration.bench.lengths import Lengths, Planned, fingerprint, prompt_text, schedule
+from tpu_migration.bench.lengths import Planned, fingerprint, loops_for
+from tpu_migration.bench.load import Load, Part, run_part
 from tpu_migration.bench.options import DISTRIBUTION, count, header, lengths, positive, shapes
-from tpu_migration.bench.stream import PATHS, Endpoint, Exchange, body, exchange, session
-from tpu_migration.bench.summary import Limits, LoopLag, quantile, summarize
+from tpu_migration.bench.processes import run_in_processes
+from tpu_migration.bench.stream import PATHS
+from tpu_migration.bench.summary import Limits, quantile, summarize
 from tpu_migration.domain.gate import RequestResult
 
+__all__ = ["Load", "add_arguments", "main", "run_load"]
+
 EXIT_VOID = 3
-_LEAD_S = 0.05  # between opening the session and the first arrival
-
-
-@dataclass(frozen=True)
-class Load:
-    """What to send, to whom, and when the run is void. Exactly one of rate, concurrency and shapes is set."""
-
-    url: str
-    model: str
-    requests: int
-    seed: int
-    rate_rps: float = 0.0
-    concurrency: int = 0
-    shapes: tuple[tuple[int, int], ...] = ()  # (prompt tokens, concurrent requests)
-    endpoint: Endpoint = "completions"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    prompt: Lengths = field(default_factory=lambda: Lengths.parse("512"))
-    output: Lengths = field(default_factory=lambda: Lengths.parse("128"))
-    ignore_eos: bool = False
-    timeout_s: float = 300.0
-    limits: Limits = field(default_factory=lambda: Limits(5.0, 20.0, 0.98))
-
-    def plan(self) -> list[Planned]:
-        """Return the requests to send, in order."""
-        if not self.shapes:
-            return schedule(self.requests, self.rate_rps, self.seed, self.prompt, self.output)
-        tokens_of = [tokens for tokens, width in self.shapes for _ in range(width)]
-        drawn = schedule(len(tokens_of), 0.0, self.seed, self.prompt, self.output)
-        return [Planned(p.index, 0.0, tokens, p.output_tokens) for p, tokens in zip(drawn, tokens_of, strict=True)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shapes", type=shapes, metavar="TOKENSxN,…", help="warm-up: N requests at once, each shape once"
     )
+    parser.add_argument(
+        "--processes", type=count, help="event loops to send from (default: as many as the tokens a second need)"
+    )
+    parser.add_argument("--write-every", type=count, default=1, help="write every so many requests, sum up all")
     parser.add_argument("--timeout-s", type=positive, default=300.0, help="for one whole answer")
     parser.add_argument("--policy-void-loop-lag-ms", type=positive, default=5.0)
     parser.add_argument("--policy-void-schedule-delay-ms", type=positive, default=20.0)
@@ -101,12 +78,19 @@ def main(args: argparse.Namespace) -> int:
         output=args.output_tokens,
         ignore_eos=args.ignore_eos,
         timeout_s=args.timeout_s,
+        write_every=args.write_every,
         limits=Limits(args.policy_void_loop_lag_ms, args.policy_void_schedule_delay_ms, args.policy_void_achieved_rate),
     )
     if args.out != "-" and not Path(args.out).resolve().parent.is_dir():
         print(f"bench: no folder for {args.out}", file=sys.stderr)
         return 2
-    run = asyncio.run(_with_signals(load))
+    planned = load.plan()
+    spare = max(1, len(os.sched_getaffinity(0)) - 1)  # one core is for whatever else runs there
+    processes = args.processes or min(spare, loops_for(load.rate_rps, load.output))
+    if processes > 1 and load.rate_rps > 0:
+        run = assemble(load, planned, run_in_processes(load, planned, processes))
+    else:
+        run = asyncio.run(_with_signals(load))
     _write(args.out, result_file.render(run.results, run.summary))
     return EXIT_VOID if run.summary["void"] else 0
 
@@ -120,184 +104,79 @@ async def _with_signals(load: Load) -> result_file.BenchRun:
 
 async def run_load(load: Load, stop: asyncio.Event | None = None) -> result_file.BenchRun:
     """Send the load and return what came of it; setting `stop` ends it early, and void."""
-    return await _Run(load, stop or asyncio.Event()).run()
+    planned = load.plan()
+    part = await run_part(load, planned, stop or asyncio.Event(), name=f"bench-{secrets.token_hex(4)}")
+    return assemble(load, planned, [part])
 
 
-class _Run:
-    """One run in progress."""
+def assemble(load: Load, planned: Sequence[Planned], parts: Sequence[Part]) -> result_file.BenchRun:
+    """Make one run of what the event loops did; of their healths the worst counts."""
+    lags = [part.loop_lag_p99_ms for part in parts]
+    known = [lag for lag in lags if lag is not None]
+    whole = Part(
+        start=min(part.start for part in parts),
+        end=max(part.end for part in parts),
+        results=dict(sorted((index, result) for part in parts for index, result in part.results.items())),
+        loop_lag_p99_ms=max(known) if len(known) == len(lags) else None,
+        interrupted=any(part.interrupted for part in parts),
+        peak_streams=sum(part.peak_streams for part in parts),
+        fingerprints=frozenset().union(*(part.fingerprints for part in parts)),
+    )
+    summary = summarize(
+        list(whole.results.values()),
+        open_loop=load.rate_rps > 0,
+        loop_lag_p99_ms=whole.loop_lag_p99_ms,
+        interrupted=whole.interrupted,
+        planned=len(planned),
+        limits=load.limits,
+    )
+    written = tuple(result for index, result in whole.results.items() if index % load.write_every == 0)
+    about = {**_about(load, planned, whole), "processes": len(parts), "written": len(written)}
+    return result_file.BenchRun(written, {**about, **summary})
 
-    def __init__(self, load: Load, stop: asyncio.Event) -> None:
-        self._load = load
-        self._stop = stop
-        self._clock = asyncio.get_running_loop().time
-        self._name = secrets.token_hex(4)
-        self._results: list[tuple[int, RequestResult]] = []
-        self._fingerprints: set[str] = set()
-        self._start = 0.0
-        self._streams = self._peak_streams = 0
 
-    async def run(self) -> result_file.BenchRun:
-        load, planned = self._load, self._load.plan()
-        async with session(load.timeout_s) as self._client:
-            # What exists now is never garbage: keep the collector's pauses out of the measurement.
-            gc.collect()
-            gc.freeze()
-            lag = LoopLag()
-            self._start = self._clock() + _LEAD_S
-            try:
-                interrupted = not await self._until_stopped(planned)
-            finally:
-                loop_lag = lag.stop()
-                gc.unfreeze()
-        results = [result for _, result in sorted(self._results, key=lambda pair: pair[0])]
-        summary = summarize(
-            results,
-            open_loop=load.rate_rps > 0,
-            loop_lag_p99_ms=loop_lag,
-            interrupted=interrupted,
-            planned=len(planned),
-            limits=load.limits,
+def _about(load: Load, planned: Sequence[Planned], part: Part) -> dict[str, Any]:
+    mode = "open" if load.rate_rps > 0 else "shapes" if load.shapes else "closed"
+    about: dict[str, Any] = {
+        "model": load.model,
+        "endpoint": load.endpoint,
+        "mode": mode,
+        "rate_rps": load.rate_rps or None,
+        "concurrency": load.concurrency or None,
+        "seed": load.seed,
+        "schedule": fingerprint(planned),
+        "prompt_tokens": load.prompt.text,
+        "output_tokens": load.output.text,
+        "ignore_eos": load.ignore_eos,
+        "system_fingerprints": sorted(part.fingerprints),
+        "peak_streams": part.peak_streams,
+        "seconds": round(part.end - part.start, 3),
+        "monotonic_start_s": part.start,  # of the machine's clock, which its processes share
+    }
+    if load.shapes:
+        about["shapes"] = _shape_figures(load, part.results)
+    return about
+
+
+def _shape_figures(load: Load, by_index: Mapping[int, RequestResult]) -> list[dict[str, Any]]:
+    """Sum up each shape, so that the caller sees when two windows no longer differ."""
+    figures, done = [], 0
+    for tokens, width in load.shapes:
+        part = [by_index[i] for i in range(done, done + width) if i in by_index]
+        done += width
+        good = [r for r in part if r.ok]
+        figures.append(
+            {
+                "shape": f"{tokens}x{width}",
+                "requests": width,
+                "failed": width - len(good),
+                "error": next((r.error for r in part if not r.ok), None),
+                "ttft_p50_s": quantile([r.ttft_s for r in good if r.ttft_s is not None], 0.5),
+                "tpot_p50_s": quantile([r.tpot_s for r in good if r.tpot_s is not None], 0.5),
+                "e2e_p50_s": quantile([r.e2e_s for r in good if r.e2e_s is not None], 0.5),
+            }
         )
-        return result_file.BenchRun(tuple(results), {**self._about(planned), **summary})
-
-    async def _until_stopped(self, planned: Sequence[Planned]) -> bool:
-        """Return whether everything was sent and answered before somebody said stop."""
-        load = self._load
-        if load.rate_rps > 0:
-            work = asyncio.create_task(self._open_loop(planned))
-        elif load.shapes:
-            work = asyncio.create_task(self._shapes(planned))
-        else:
-            work = asyncio.create_task(self._closed_loop(planned, load.concurrency))
-        stopped = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()  # a bug of ours is raised, not counted as the server's failure
-                return True
-            return False
-        finally:
-            for task in (work, stopped):
-                task.cancel()
-            await asyncio.gather(work, stopped, return_exceptions=True)
-
-    async def _open_loop(self, planned: Sequence[Planned]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for item in planned:
-                payload = self._payload(item)  # made before it is due, so that making it delays nothing
-                wait = self._start + item.at_s - self._clock()
-                if wait > 0:
-                    await asyncio.sleep(wait)
-                group.create_task(self._send(item, payload, self._start + item.at_s))
-
-    async def _closed_loop(self, planned: Sequence[Planned], width: int) -> None:
-        items = iter(planned)
-
-        async def worker() -> None:
-            for item in items:
-                await self._send(item, self._payload(item), self._clock())
-
-        self._start = self._clock()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(width):
-                group.create_task(worker())
-
-    async def _shapes(self, planned: Sequence[Planned]) -> None:
-        self._start = self._clock()
-        done = 0
-        for _, width in self._load.shapes:
-            await self._closed_loop_part(planned[done : done + width])
-            done += width
-
-    async def _closed_loop_part(self, items: Sequence[Planned]) -> None:
-        now = self._clock()
-        async with asyncio.TaskGroup() as group:
-            for item in items:
-                group.create_task(self._send(item, self._payload(item), now))
-
-    def _payload(self, item: Planned) -> bytes:
-        load = self._load
-        prompt = prompt_text(load.seed, item.index, item.prompt_tokens)
-        return body(load.endpoint, load.model, prompt, item.output_tokens, ignore_eos=load.ignore_eos)
-
-    async def _send(self, item: Planned, payload: bytes, scheduled_at: float) -> None:
-        load = self._load
-        name = f"bench-{self._name}-{item.index}"
-        self._streams += 1
-        self._peak_streams = max(self._peak_streams, self._streams)
-        try:
-            done = await exchange(
-                self._client,
-                load.url + PATHS[load.endpoint],
-                payload,
-                {**load.headers, "X-Request-Id": name},
-                asked_tokens=item.output_tokens if load.ignore_eos else None,
-            )
-        finally:
-            self._streams -= 1
-        if done.answer.fingerprint:
-            self._fingerprints.add(done.answer.fingerprint)
-        self._results.append((item.index, self._result(name, scheduled_at, done)))
-
-    def _result(self, name: str, scheduled_at: float, done: Exchange) -> RequestResult:
-        answer = done.answer
-        first, last = answer.first_at, answer.last_at
-        return RequestResult(
-            id=name,
-            scheduled_s=max(0.0, scheduled_at - self._start),
-            sent_s=max(0.0, done.sent_at - self._start),
-            ttft_s=None if first is None else first - scheduled_at,
-            tpot_s=answer.tpot_s(),
-            e2e_s=None if last is None else last - scheduled_at,
-            prompt_tokens=answer.prompt_tokens,
-            output_tokens=answer.output_tokens(),
-            ok=done.error is None,
-            error=done.error,
-            finish_reason=answer.finish_reason,
-        )
-
-    def _about(self, planned: Sequence[Planned]) -> dict[str, Any]:
-        load = self._load
-        mode = "open" if load.rate_rps > 0 else "shapes" if load.shapes else "closed"
-        about: dict[str, Any] = {
-            "model": load.model,
-            "endpoint": load.endpoint,
-            "mode": mode,
-            "rate_rps": load.rate_rps or None,
-            "concurrency": load.concurrency or None,
-            "seed": load.seed,
-            "schedule": fingerprint(planned),
-            "prompt_tokens": load.prompt.text,
-            "output_tokens": load.output.text,
-            "ignore_eos": load.ignore_eos,
-            "system_fingerprints": sorted(self._fingerprints),
-            "peak_streams": self._peak_streams,
-            "seconds": round(self._clock() - self._start, 3),
-        }
-        if load.shapes:
-            about["shapes"] = self._shape_figures()
-        return about
-
-    def _shape_figures(self) -> list[dict[str, Any]]:
-        """Sum up each shape, so that the caller sees when two windows no longer differ."""
-        by_index = dict(self._results)
-        figures, done = [], 0
-        for tokens, width in self._load.shapes:
-            part = [by_index[i] for i in range(done, done + width) if i in by_index]
-            done += width
-            good = [r for r in part if r.ok]
-            figures.append(
-                {
-                    "shape": f"{tokens}x{width}",
-                    "requests": width,
-                    "failed": width - len(good),
-                    "error": next((r.error for r in part if not r.ok), None),
-                    "ttft_p50_s": quantile([r.ttft_s for r in good if r.ttft_s is not None], 0.5),
-                    "tpot_p50_s": quantile([r.tpot_s for r in good if r.tpot_s is not None], 0.5),
-                    "e2e_p50_s": quantile([r.e2e_s for r in good if r.e2e_s is not None], 0.5),
-                }
-            )
-        return figures
+    return figures
 
 
 def _write(out: str, text: str) -> None:

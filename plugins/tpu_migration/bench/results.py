@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tpu_migration.bench.sealed import ResultCorrupt, encode, read_object, seal, unseal
 from tpu_migration.domain.gate import ClientHealth, RequestResult
 
 _FIELDS = tuple(RequestResult.__dataclass_fields__)
 _NUMBERS = ("scheduled_s", "sent_s")
 _OPTIONAL_NUMBERS = ("ttft_s", "tpot_s", "e2e_s")
 _OPTIONAL_TEXTS = ("error", "finish_reason")
-
-
-# One encoder for all lines: json.dumps makes a new one at each call that asks for other separators.
-_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-class ResultCorrupt(ValueError):
-    """Report a result that is not what was written: cut, mixed up or altered. Run it again."""
 
 
 @dataclass(frozen=True)
@@ -39,63 +30,29 @@ def line(result: RequestResult) -> str:
     for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
         if record[name] is not None:
             record[name] = round(record[name], 6)
-    return _ENCODE(record)
+    return encode(record)
 
 
 def render(results: Iterable[RequestResult], summary: Mapping[str, Any]) -> str:
     """Write a whole file; the last line holds the count and the sha256 of the lines before it."""
-    lines = [line(result) + "\n" for result in results]
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    last = {"summary": dict(summary), "lines": len(lines), "sha256": digest}
-    return "".join(lines) + _ENCODE(last) + "\n"
+    return seal([line(result) for result in results], summary)
 
 
 def parse(text: str, *, require_checksum: bool = True) -> BenchRun:
     """Read a result back, also out of a pod's log, where other lines may stand between.
 
-    Raises ResultCorrupt when a line is cut, the count or the checksum does not match, an id is there
-    twice, or the summary is missing. `require_checksum=False` takes a file that has none (another
-    tool's, say); one that is there is always checked.
+    Raises ResultCorrupt for one that is not whole (see `unseal`), and when an id is there twice.
+    `require_checksum=False` takes a file that has none (another tool's, say).
     """
-    kept, last = _split(text)
+    kept, summary = unseal(text, require_checksum=require_checksum)
     results = tuple(_result(raw) for raw in kept)
     if len({result.id for result in results}) != len(results):
         raise ResultCorrupt("a request id is there twice")
-    summary = last.get("summary")
-    if not isinstance(summary, dict):
-        raise ResultCorrupt("the summary is no object")
-    if require_checksum or "lines" in last or "sha256" in last:
-        digest = hashlib.sha256("".join(f"{raw}\n" for raw in kept).encode()).hexdigest()
-        if last.get("lines") != len(kept):
-            raise ResultCorrupt(f"{len(kept)} lines of {last.get('lines')}: the log was cut")
-        if last.get("sha256") != digest:
-            raise ResultCorrupt(f"sha256 {digest[:12]}… is not the {str(last.get('sha256'))[:12]}… written")
     return BenchRun(results, summary)
 
 
-def _split(text: str) -> tuple[list[str], dict[str, Any]]:
-    kept: list[str] = []
-    for raw in text.split("\n"):
-        if raw.startswith('{"summary"'):
-            last = _json(raw)
-            return kept, last
-        if raw.startswith("{"):
-            kept.append(raw.removesuffix("\r"))
-    raise ResultCorrupt(f"no summary line after {len(kept)} requests: the run did not end")
-
-
-def _json(raw: str) -> dict[str, Any]:
-    try:
-        data = json.loads(raw)
-    except ValueError as error:
-        raise ResultCorrupt(f"a line is no JSON: {raw[:80]!r}") from error
-    if not isinstance(data, dict):
-        raise ResultCorrupt(f"a line is no object: {raw[:80]!r}")
-    return data
-
-
 def _result(raw: str) -> RequestResult:
-    data = _json(raw)
+    data = read_object(raw)
     problems = [name for name in _FIELDS if name not in data]
     problems += [name for name in data if name not in _FIELDS]
     problems += [name for name in _NUMBERS if not _number(data.get(name))]
@@ -155,6 +112,7 @@ def merge(runs: Sequence[BenchRun]) -> BenchRun:
     healths = [client_health(run) for run in runs]
     summary: dict[str, Any] = {
         "requests": len(results),
+        "sent": sum(int(run.summary.get("requests", len(run.results))) for run in runs),
         "blocks": len(runs),
         "loop_lag_p99_ms": _worst([h.loop_lag_p99_ms for h in healths], max),
         "schedule_delay_p99_ms": _worst([h.schedule_delay_p99_ms for h in healths], max),
