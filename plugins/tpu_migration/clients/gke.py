@@ -7,46 +7,23 @@ An operation that is DONE can carry an error: Operation.Status has no failed val
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpu_migration.domain.maintenance import Window
+from tpu_migration.domain.capacity import is_scarcity
+from tpu_migration.domain.maintenance import Exclusion, Window
+from tpu_migration.domain.node_pools import Accelerator, Pool, Taint, Wanted
 from tpu_migration.domain.preflight import Cluster
-from tpu_migration.errors import PermanentError, TransientError
+from tpu_migration.errors import NoCapacityError, PermanentError, TransientError
 
 CALL_TIMEOUT_S = 10.0
 
 
 class ClusterBusyError(TransientError):
     """Report that the cluster's lock is held by another operation; wait for its end."""
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """A single-host node pool to make. A multi-host slice is another shape and not made here."""
-
-    name: str
-    machine_type: str
-    node_count: int
-    zone: str
-    labels: Mapping[str, str]
-    spot: bool = False
-    reservation: str = ""
-    max_pods_per_node: int = 32  # the default of 110 risks IP_SPACE_EXHAUSTED_WITH_DETAILS
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A node pool as GKE sees it."""
-
-    name: str
-    status: str
-    machine_type: str
-    node_count: int
-    labels: Mapping[str, str]
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +35,44 @@ class Operation:
     error: str
     kind: str = ""
     target: str = ""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A node pool to make, in the API's own words; what they leave out is GKE's to choose."""
+
+    message: Any  # google.cloud.container_v1.NodePool
+
+    @classmethod
+    def read(cls, body: Any) -> Definition:
+        """Read a NodePool message, or a mapping with its fields; PermanentError for one that is none."""
+        from google.cloud.container_v1 import NodePool
+        from google.protobuf.json_format import ParseError
+
+        try:
+            message = body if isinstance(body, NodePool) else NodePool.from_json(json.dumps(body))
+        except (ParseError, TypeError, ValueError) as error:
+            raise PermanentError(f"the body is no node pool of the GKE API: {error}") from error
+        if not message.name:
+            raise PermanentError("the body names no node pool: give it a `name`")
+        return cls(message)
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return str(self.message.name)
+
+    @property
+    def shape(self) -> dict[str, str]:
+        """What cannot be changed on a pool that is there, in words."""
+        return _pool(self.message).shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `read` takes."""
+        from google.protobuf.json_format import MessageToDict
+
+        plain: dict[str, Any] = MessageToDict(type(self.message).pb(self.message), preserving_proto_field_name=True)
+        return plain
 
 
 class NodePools:
@@ -98,27 +113,32 @@ class NodePools:
             if not isinstance(error.__cause__, exceptions.NotFound):
                 raise
             return None
-        return Pool(
-            name=pool.name,
-            status=type(pool).Status(pool.status).name,
-            machine_type=pool.config.machine_type,
-            node_count=pool.initial_node_count,
-            labels=dict(pool.config.labels),
-            message=pool.status_message or "; ".join(c.message for c in pool.conditions),
-        )
+        return _pool(pool)
 
-    def create(self, spec: PoolSpec) -> str:
+    def list(self) -> list[Pool]:
+        """Return every node pool of the cluster."""
+        with _translated(f"list the node pools of {self._cluster}"):
+            answer = self._client.list_node_pools(request={"parent": self._cluster}, retry=None, timeout=CALL_TIMEOUT_S)
+        return [_pool(each) for each in answer.node_pools]
+
+    def create(self, wanted: Wanted) -> str:
         """Ask for the pool and return the operation's name.
 
-        Raises ClusterBusyError while another operation holds the cluster.
+        Raises ClusterBusyError while another operation holds the cluster, NoCapacityError for a quota or a machine
+        that this kind of capacity or this zone does not have, TransientError for a pool that is there by now.
         """
         self._before_mutation()
-        with _translated(f"create node pool {spec.name}"):
-            operation = self._client.create_node_pool(
-                request={"parent": self._cluster, "node_pool": node_pool(spec)},
-                retry=None,
-                timeout=CALL_TIMEOUT_S,
-            )
+        try:
+            with _translated(f"create node pool {wanted.name}"):
+                operation = self._client.create_node_pool(
+                    request={"parent": self._cluster, "node_pool": wanted.message},
+                    retry=None,
+                    timeout=CALL_TIMEOUT_S,
+                )
+        except PermanentError as error:
+            if is_scarcity(str(error)):
+                raise NoCapacityError(str(error)) from error
+            raise
         return str(operation.name)
 
     def delete(self, name: str) -> str | None:
@@ -164,36 +184,14 @@ class NodePools:
         """Read the cluster, so that a wrong name or a refused token shows before anything is made."""
         with _translated(f"read cluster {self._cluster}"):
             found = self._client.get_cluster(request={"name": self._cluster}, retry=None, timeout=CALL_TIMEOUT_S)
-        return Cluster(autopilot=bool(found.autopilot.enabled), windows=_windows(found.maintenance_policy.window))
-
-
-def node_pool(spec: PoolSpec) -> dict[str, Any]:
-    """Return the NodePool message of a single-host pool.
-
-    placementPolicy is left out: GKE refuses it for a single host
-    (https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#create-node-pool).
-    """
-    config: dict[str, Any] = {
-        "machine_type": spec.machine_type,
-        "labels": dict(spec.labels),
-        "spot": spec.spot,
-        "workload_metadata_config": {"mode": "GKE_METADATA"},
-        "shielded_instance_config": {"enable_secure_boot": True, "enable_integrity_monitoring": True},
-    }
-    if spec.reservation:
-        config["reservation_affinity"] = {
-            "consume_reservation_type": "SPECIFIC_RESERVATION",
-            "key": "compute.googleapis.com/reservation-name",
-            "values": [spec.reservation],
-        }
-    return {
-        "name": spec.name,
-        "initial_node_count": spec.node_count,
-        "config": config,
-        "locations": [spec.zone],
-        "max_pods_constraint": {"max_pods_per_node": spec.max_pods_per_node},
-        "management": {"auto_upgrade": True, "auto_repair": True},
-    }
+        window = found.maintenance_policy.window
+        return Cluster(
+            bool(found.autopilot.enabled),
+            _windows(window),
+            _exclusions(window),
+            tuple(found.locations),
+            found.current_master_version,
+        )
 
 
 class _Missing(PermanentError):
@@ -218,6 +216,8 @@ class _translated:
         text = f"cannot {self._what}: {error}"
         if isinstance(error, exceptions.NotFound):
             raise _Missing(text) from error
+        if isinstance(error, exceptions.AlreadyExists):  # an earlier create reached GKE after all: it is read again
+            raise TransientError(text) from error
         if isinstance(error, exceptions.Unauthenticated | exceptions.Forbidden):
             raise PermanentError(
                 f"{text}: check the connection's service account and its role on the cluster"
@@ -253,6 +253,42 @@ def _windows(found: Any) -> tuple[Window, ...]:
             dt.datetime(2000, 1, 1, hour, minute, tzinfo=dt.UTC),
             dt.timedelta(hours=length.get("H", 0), minutes=length.get("M", 0)),
         ),
+    )
+
+
+def _exclusions(found: Any) -> tuple[Exclusion, ...]:
+    """Read the spans in which no node is upgraded: scope NO_UPGRADES (the default) or NO_MINOR_OR_NODE_UPGRADES.
+
+    https://cloud.google.com/kubernetes-engine/docs/concepts/maintenance-windows-and-exclusions#exclusions
+    """
+    spans = found.maintenance_exclusions.values()
+    return tuple(
+        Exclusion(span.start_time, span.end_time)
+        for span in spans
+        if span.maintenance_exclusion_options.scope.name in ("NO_UPGRADES", "NO_MINOR_OR_NODE_UPGRADES")
+    )
+
+
+def _pool(found: Any) -> Pool:
+    affinity, gpus = found.config.reservation_affinity, found.config.accelerators
+    return Pool(
+        name=found.name,
+        status=type(found).Status(found.status).name,
+        machine_type=found.config.machine_type,
+        node_count=found.initial_node_count,
+        labels=dict(found.config.labels),
+        message=found.status_message or "; ".join(each.message for each in found.conditions),
+        zones=tuple(found.locations),
+        spot=bool(found.config.spot),
+        reservation=affinity.values[0] if affinity.values else "",
+        flex_start=bool(found.config.flex_start),
+        gpus=Accelerator(gpus[0].accelerator_type, gpus[0].accelerator_count) if gpus else None,
+        service_account=found.config.service_account,
+        topology=found.placement_policy.tpu_topology,
+        self_link=found.self_link,
+        taints=tuple(Taint.of_gke(each.key, each.value, each.effect.name) for each in found.config.taints),
+        max_nodes=found.autoscaling.max_node_count if found.autoscaling.enabled else 0,
+        max_pods_per_node=found.max_pods_constraint.max_pods_per_node,
     )
 
 

@@ -7,12 +7,13 @@ needs its content type given, and a Lease without microseconds is refused.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
+
+import msgspec
 
 from tpu_migration.errors import ConflictError, NotServedError, PermanentError, TransientError
 
@@ -36,7 +37,7 @@ class Response:
     def json(self) -> Any:
         """Return the body as JSON values; an answer that was cut short is none, and may come whole next time."""
         try:
-            return json.loads(self.body)
+            return msgspec.json.decode(self.body)
         except ValueError as error:
             raise TransientError(f"an answer of {len(self.body)} bytes is no JSON: {error}") from error
 
@@ -84,10 +85,12 @@ class Resource:
 CONFIG_MAPS = Resource("v1", "ConfigMap", "configmaps")
 SECRETS = Resource("v1", "Secret", "secrets")
 SERVICES = Resource("v1", "Service", "services")
+SERVICE_ACCOUNTS = Resource("v1", "ServiceAccount", "serviceaccounts")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
 PVCS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 NODES = Resource("v1", "Node", "nodes", namespaced=False)
+NAMESPACES = Resource("v1", "Namespace", "namespaces", namespaced=False)
 DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments")
 JOBS = Resource("batch/v1", "Job", "jobs")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
@@ -107,8 +110,8 @@ ACCESS_REVIEWS = Resource(
 _BY_KIND = {
     (r.api_version, r.kind): r
     for r in (
-        CONFIG_MAPS, SECRETS, SERVICES, PODS, EVENTS, NODES, DEPLOYMENTS, JOBS, LEASES, ENDPOINT_SLICES, HPAS,
-        PDBS, GATEWAYS, HTTP_ROUTES, HEALTH_CHECK_POLICIES, BACKEND_POLICIES, POD_MONITORINGS,
+        CONFIG_MAPS, SECRETS, SERVICES, SERVICE_ACCOUNTS, PODS, EVENTS, NODES, DEPLOYMENTS, JOBS, LEASES,
+        ENDPOINT_SLICES, HPAS, PDBS, GATEWAYS, HTTP_ROUTES, HEALTH_CHECK_POLICIES, BACKEND_POLICIES, POD_MONITORINGS,
     )
 }  # fmt: skip
 
@@ -230,9 +233,16 @@ class Kubernetes:
         url = PODS.path(namespace, f"{pod}:{port}", f"proxy/{path.lstrip('/')}")
         return self._call(method, url, body=body)
 
-    def pod_log(self, namespace: str, pod: str, container: str = "", tail_lines: int | None = None) -> str:
-        """Return the log of a pod's container, or of its only one; empty while it has none."""
+    def pod_log(
+        self, namespace: str, pod: str, container: str = "", tail_lines: int | None = None, *, previous: bool = False
+    ) -> str:
+        """Return the log of a pod's container, or of its only one; empty while it has none.
+
+        `previous` is the log of the process before the last restart.
+        """
         query = {"container": container} if container else {}
+        if previous:
+            query["previous"] = "true"
         if tail_lines is not None:
             query["tailLines"] = str(tail_lines)
         response = self._call("GET", PODS.path(namespace, pod, "log"), query=query)

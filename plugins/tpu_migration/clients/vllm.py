@@ -20,6 +20,10 @@ _WANTED = (
     "|time_to_first_token_seconds_bucket|time_to_first_token_seconds_count"
 )
 _LINE = re.compile(rf"^vllm:({_WANTED})\{{([^}}]*)\}} ([-+.0-9eE]+|\+?Inf|NaN)$", re.MULTILINE)
+_LENGTH = re.compile(r"^vllm:request_(prompt|generation)_tokens_bucket\{([^}]*)\} ([-+.0-9eE]+)$", re.MULTILINE)
+_STAY = re.compile(r"^vllm:e2e_request_latency_seconds_(sum|count)\{[^}]*\} ([-+.0-9eE]+)$", re.MULTILINE)
+_GAP = re.compile(r"^vllm:inter_token_latency_seconds_(bucket|count)\{([^}]*)\} ([-+.0-9eE]+)$", re.MULTILINE)
+_STALL_S = 1.0  # a bound of vLLM's own histogram; a step takes a tenth of that
 _START = re.compile(r"^process_start_time_seconds ([-+.0-9eE]+)$", re.MULTILINE)
 _LE = re.compile(r'\ble="([^"]+)"')
 _REASON = re.compile(r'\bfinished_reason="([^"]+)"')
@@ -68,6 +72,37 @@ def parse_metrics(page: str) -> Metrics:
     )
 
 
+def parse_lengths(page: str) -> dict[str, dict[float, float]]:
+    """Read the histograms of prompt and generation tokens: upper bound → cumulative count."""
+    found: dict[str, dict[float, float]] = {"prompt": defaultdict(float), "generation": defaultdict(float)}
+    for kind, labels, raw in _LENGTH.findall(page):
+        if bound := _LE.search(labels):
+            found[kind][float(bound[1])] += float(raw)
+    return {kind: dict(buckets) for kind, buckets in found.items()}
+
+
+def parse_stay(page: str) -> tuple[float, float]:
+    """Read how long finished requests stayed: the sum in seconds, and their number."""
+    sums = {"sum": 0.0, "count": 0.0}
+    for name, raw in _STAY.findall(page):
+        sums[name] += float(raw)
+    return sums["sum"], sums["count"]
+
+
+def parse_stalls(page: str) -> float | None:
+    """Count the tokens that came more than a second after the one before; None if the page does not tell.
+
+    A compile in the middle of an answer is one. Not every one is a compile.
+    """
+    within, total = None, None
+    for kind, labels, raw in _GAP.findall(page):
+        if kind == "count":
+            total = (total or 0.0) + float(raw)
+        elif (bound := _LE.search(labels)) and float(bound[1]) == _STALL_S:
+            within = (within or 0.0) + float(raw)
+    return None if within is None or total is None else total - within
+
+
 class Vllm:
     """Ask one pod's vLLM server; TransientError while it does not answer."""
 
@@ -78,13 +113,20 @@ class Vllm:
 
     def metrics(self, pod: str) -> Metrics:
         """Return the pod's counters."""
-        answer = self._call(pod, "/metrics")
-        return parse_metrics(answer.body.decode("utf-8", errors="replace"))
+        return parse_metrics(self.page(pod))
+
+    def page(self, pod: str) -> str:
+        """Return the pod's /metrics as it stands, for the parsers above."""
+        return self._call(pod, "/metrics").body.decode("utf-8", errors="replace")
 
     def models(self, pod: str) -> Mapping[str, int | None]:
         """Return the served model names and the longest context of each, in tokens."""
         data = self._call(pod, "/v1/models").json()["data"]
         return {model["id"]: model.get("max_model_len") for model in data}
+
+    def version(self, pod: str) -> str:
+        """Return vLLM's own version, such as 0.32.0."""
+        return str(self._call(pod, "/version").json()["version"])
 
     def complete(self, pod: str, model: str, prompt: str, max_tokens: int) -> int:
         """Ask for a short completion and return how many tokens came; proof that the engine answers."""
