@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tpu_migration.backoff import Backoff
 from tpu_migration.clients.gke import NodePools
+from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.prometheus import Prometheus
 from tpu_migration.clock import Clock
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
@@ -22,6 +25,7 @@ from tpu_migration.domain.routing import RouteError
 from tpu_migration.errors import NotHolderError, PermanentError, SupersededError, TransientError
 from tpu_migration.lease import Holder, Lease
 from tpu_migration.names import Names
+from tpu_migration.notices import Notice, failure, notices
 from tpu_migration.record import Record, RecordError, Records
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """Say why the stage cannot go on. Kinds: permanent, breach, superseded, inconclusive, timeout."""
+    """Say why the stage cannot go on. Kinds: permanent, breach, superseded, inconclusive, timeout, capacity."""
 
     reason: str
     kind: str = "permanent"
@@ -89,7 +93,11 @@ class Context:
     pools: NodePools
     clock: Clock
     lease: Lease
+    monitoring: Prometheus | None = None  # where the plan says that the peak is to be read
+    permissions: Permissions | None = None  # None: nobody can ask for them here
     together: Callable[[Sequence[Callable[[], Any]]], list[Any]] = in_turn
+    why: str = ""  # this run was started, where somebody said so
+    tell: Callable[[Notice], object] = lambda notice: None  # people, who wait for none of it
     memory: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,10 +107,18 @@ class Context:
 
     @classmethod
     def create(
-        cls, plan: Plan, holder: Holder, kube: Kubernetes, pools: NodePools, clock: Clock, **more: Any
+        cls,
+        plan: Plan,
+        holder: Holder,
+        kube: Kubernetes,
+        pools: NodePools,
+        clock: Clock,
+        *,
+        lease_name: str = "",
+        **more: Any,
     ) -> Context:
-        """Return a context whose writes stop when its lease does."""
-        lease = Lease(kube, plan.namespace, plan.workload, holder, clock)
+        """Return a context whose writes stop when its lease does; the migration's, where no other is named."""
+        lease = Lease(kube, plan.namespace, plan.workload, holder, clock, lease_name)
         return cls(plan, holder.run_id, kube.fenced(lease.check), kube, pools.fenced(lease.check), clock, lease, **more)
 
     def expect(self, *phases: Phase) -> Record | None:
@@ -144,6 +160,15 @@ class Context:
         """Make the calls through another client."""
         self.kube = kube
         self.records = Records(kube, self.plan.namespace, self.plan.workload)
+        self.records.on_change = lambda before, after: self.announce(lambda: notices(before, after))
+
+    def announce(self, make: Callable[[], Sequence[Notice]]) -> None:
+        """Tell people; a stage never fails over what it tells them."""
+        try:
+            for each in make():
+                self.tell(each)
+        except Exception:
+            log.exception("a notice of %s was not told", self.plan.workload)
 
     def update(self, change: Callable[[Record], Record]) -> Record:
         """Change the record, if it still is of this run and epoch."""
@@ -167,6 +192,7 @@ class Stage:
     gives_lease_back: bool = False
     give_up: Callable[[Context, str], object] | None = None  # what must be done when the budget is spent
     watches_users: bool = False  # short call timeouts, and never blind for long
+    lease_name: Callable[[str], str] | None = None  # of a workload's lease of its own, for what must hinder nobody
 
 
 class StageRun:
@@ -177,8 +203,11 @@ class StageRun:
         self.context = context
         if stage.watches_users:
             context.use(context.kube.watching())
-        self._failures = 0
+        longest_s = _WATCH_BACKOFF_MAX_S if stage.watches_users else _BACKOFF_MAX_S
+        # An API that was down is asked by all runs at once: each draws its pauses from a seed of its own.
+        self._backoff = Backoff(f"{context.plan.workload}/{context.run_id}/{stage.name}", longest_s)
         self._noted: tuple[str, float] = ("", -1e9)
+        self._waited = 0.0  # since the record was told last
         self._begun = False
         self._began = context.clock.now()
         self._since = context.clock.monotonic()
@@ -186,6 +215,10 @@ class StageRun:
     def step(self) -> Outcome:
         """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
         outcome = self._step()
+        if isinstance(outcome, Waiting):
+            self._waited += outcome.seconds
+        if isinstance(outcome, Failed) and outcome.kind != "superseded":
+            self.context.announce(lambda: [failure(self.context.plan.workload, self.stage.name, outcome.reason)])
         if self.stage.gives_lease_back and not isinstance(outcome, Waiting):
             self._give_lease_back()
         return outcome
@@ -195,15 +228,12 @@ class StageRun:
             if not self._begun:
                 self._begin()
             outcome = self._paced(self.stage.step(self.context))
-            self._failures = 0
+            self._backoff.succeeded()
             self._note(outcome)
         except (SupersededError, NotHolderError) as error:
             return Failed(str(error), "superseded")
         except TransientError as error:
-            self._failures += 1
-            longest = _WATCH_BACKOFF_MAX_S if self.stage.watches_users else _BACKOFF_MAX_S
-            delay = min(longest, 0.25 * 2 ** min(self._failures, 10))  # it may fail for hours
-            return Waiting(delay, f"will try again: {error}")
+            return Waiting(self._backoff.pause_s(), f"will try again: {error}")
         except (PermanentError, RouteError) as error:
             outcome = Failed(str(error))
             self._note_failure(outcome)
@@ -235,6 +265,7 @@ class StageRun:
         except (TransientError, PermanentError) as error:
             log.error("could not give up %s in good order, the teardown must: %s", self.stage.name, error)
         self._note_failure(outcome)
+        self.context.announce(lambda: [failure(self.context.plan.workload, self.stage.name, outcome.reason)])
         if self.stage.gives_lease_back:
             self._give_lease_back()
         return outcome
@@ -259,11 +290,13 @@ class StageRun:
         if state == "running" and (why == told or monotonic - at < _NOTE_EVERY_S):
             return
         self._noted = (why, monotonic)
-        self.context.records.update(
-            self.context.run_id,
-            self.context.epoch,
-            lambda record: replace(record.with_stage(self.stage.name, state, self._began, now), waiting=why),
-        )
+        waited = self._waited
+
+        def change(record: Record) -> Record:
+            return replace(record.with_stage(self.stage.name, state, self._began, now, waited=waited), waiting=why)
+
+        self.context.records.update(self.context.run_id, self.context.epoch, change)
+        self._waited = 0.0
 
     def _note_failure(self, outcome: Failed) -> None:
         """Write the failure beside the record's other truths; never let that hide the failure itself."""
@@ -274,7 +307,7 @@ class StageRun:
         def change(record: Record) -> Record:
             if record.run_id != self.context.run_id:
                 return record
-            return record.with_stage(self.stage.name, "failed", self._began, now, outcome.reason)
+            return record.with_stage(self.stage.name, "failed", self._began, now, outcome.reason, self._waited)
 
         try:
             self.context.records.force(change)

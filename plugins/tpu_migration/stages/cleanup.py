@@ -18,8 +18,13 @@ def remove_scaffolding(ctx: Context) -> None:
     namespace = ctx.plan.namespace
     ctx.kube.delete(k8s.HTTP_ROUTES, ctx.names.probe_route, namespace)
     ctx.kube.delete(k8s.DEPLOYMENTS, ctx.names.prober, namespace)
-    for job in ctx.kube.list(k8s.JOBS, namespace, labels=_selector(ctx)):
-        ctx.kube.delete(k8s.JOBS, job["metadata"]["name"], namespace)
+    remove_jobs(ctx)
+
+
+def remove_jobs(ctx: Context) -> None:
+    """Delete this run's Jobs, those that run among them."""
+    for job in ctx.kube.list(k8s.JOBS, ctx.plan.namespace, labels=_selector(ctx)):
+        ctx.kube.delete(k8s.JOBS, job["metadata"]["name"], ctx.plan.namespace)
 
 
 def remove_target(ctx: Context) -> bool:

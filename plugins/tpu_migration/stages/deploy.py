@@ -16,12 +16,14 @@ from tpu_migration.resources import manifests
 from tpu_migration.stages.base import Context, Done, Outcome
 from tpu_migration.stages.load import host_arguments
 from tpu_migration.stages.objects import (
+    claims_around,
     config_maps_of,
     refuse_foreign_target,
     source_objects,
     template_hash,
     translated,
 )
+from tpu_migration.stages.pool import POOL_LABEL
 
 
 def step(ctx: Context) -> Outcome:
@@ -36,14 +38,18 @@ def step(ctx: Context) -> Outcome:
     refuse_foreign_target(ctx)
     objects = source_objects(ctx.kube, plan.namespace, source)
     config = config_maps_of(ctx.kube, plan.namespace, source)
-    translation = translated(ctx, [source, *objects], config, record.source.max_model_len)
+    claims = claims_around(ctx.kube, plan.namespace, source)
+    around = [source, *objects, *(each for each in claims.values() if each)]
+    translation = translated(ctx, around, config, record.source.max_model_len)
+    if translation.blockers:
+        told = "; ".join(f"{each.path}: {each.message}" for each in translation.blockers)
+        raise PermanentError(f"Deployment {plan.workload} changed since preflight, and cannot run on TPU now: {told}")
     for manifest in translation.manifests:
-        ctx.kube.apply(_ours(ctx, manifest))
+        ctx.kube.apply(_ours(ctx, manifest, record.pool))
     route = ctx.kube.get(k8s.HTTP_ROUTES, record.source.route, plan.namespace)
     if route is None:
         raise PermanentError(f"HTTPRoute {record.source.route} is gone since preflight")
-    arms = {SOURCE_ARM: record.source.service, TARGET_ARM: ctx.names.target}
-    ctx.kube.apply(_labelled(ctx, arm_probe_route(route, ctx.names.probe_route, arms, ARM_HEADER)))
+    apply_probe_route(ctx, record, route)
     ctx.kube.apply(prober(ctx, record))
     live = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, plan.namespace)
     if live is None:
@@ -57,12 +63,22 @@ def step(ctx: Context) -> Outcome:
     return Done({"deployment": ctx.names.target, "changes": len(translation.changes)})
 
 
-def _ours(ctx: Context, manifest: Object) -> Object:
-    """Return a translated object labelled as this run's; its pods go to this run's pool only."""
+def apply_probe_route(ctx: Context, record: Record, route: Object) -> None:
+    """Reach each arm by a header, beside the users' route.
+
+    It also keeps both backends referenced: one that no route names any more is taken from the load balancer, with the
+    streams that still run on it.
+    """
+    arms = {SOURCE_ARM: record.source.service, TARGET_ARM: record.target}
+    ctx.kube.apply(_labelled(ctx, arm_probe_route(route, ctx.names.probe_route, arms, ARM_HEADER)))
+
+
+def _ours(ctx: Context, manifest: Object, node_pool: str) -> Object:
+    """Return a translated object labelled as this run's; its pods go to that node pool only."""
     obj = _labelled(ctx, manifest)
     if obj["kind"] == "Deployment":
         spec = obj["spec"]["template"]["spec"]
-        pool = {"cloud.google.com/gke-nodepool": ctx.names.pool}
+        pool = {POOL_LABEL: node_pool}
         spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **pool}
     return obj
 

@@ -97,7 +97,7 @@ def _check_route(ctx: Context, route: Object, service: Object, existing: Record 
             f"HTTPRoute {name} {what}, but no record says why: an earlier migration was not "
             "ended cleanly; take it out of the route by hand, once users are where they should be"
         )
-    if others := other_routes(ctx, service_name, name):
+    if others := other_routes(ctx.kube, ctx.plan.namespace, service_name, (name, ctx.names.probe_route)):
         raise PermanentError(
             f"besides {name}, HTTPRoute {', '.join(others)} sends users to {service_name}: they would stay behind and "
             "lose their backend with the GPUs; move their rules into one route"

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from tpu_migration.bench.results import BenchRun, client_health, merge
 from tpu_migration.clients import kubernetes as k8s
-from tpu_migration.clients.vllm import Metrics, Vllm
 from tpu_migration.domain.gate import (
     ArmCost,
     ArmEvents,
     Observations,
     Policy,
-    RatePoint,
-    RequestResult,
     Verdict,
     conforming_tokens_per_s,
     judge,
     rate_point,
+    stopped,
 )
+from tpu_migration.domain.gate.evidence import client_entry, costs, distributions, limits, look_entry, rate_entry
+from tpu_migration.domain.gate.parity import Parity
 from tpu_migration.domain.phases import Phase
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.names import SOURCE_ARM, TARGET_ARM
@@ -28,10 +27,15 @@ from tpu_migration.record import Record
 from tpu_migration.resources import accelerators
 from tpu_migration.resources import policy as policy_named
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
-from tpu_migration.stages.load import run_block, through_gateway
-from tpu_migration.stages.objects import pods_of, template_hash
+from tpu_migration.stages.engine_state import engine_state, events_between
+from tpu_migration.stages.gate_blocks import run_look, sizes_of
+from tpu_migration.stages.live_users import UsersSufferError, forget
+from tpu_migration.stages.objects import template_hash
+from tpu_migration.stages.parity import compare_answers, pooled
+from tpu_migration.stages.peak import peak_rps
 from tpu_migration.stages.probes import prober_stats
-from tpu_migration.stages.warm_up import COMPILED
+from tpu_migration.stages.recorded_baseline import keep as keep_baseline
+from tpu_migration.stages.recorded_baseline import read as read_baseline
 
 _MAX_VOIDS = 2
 _PATIENCE_S = 900.0  # with an engine, a prober or a Gateway that does not answer
@@ -63,12 +67,52 @@ def _measure(ctx: Context, record: Record) -> Outcome:
     voids = int(record.notes.get("voids") or 0)
     name = f"{len(looks) + 1}{'abc'[voids]}"
     if record.notes.get("gate_block") != name:
-        before = {arm: _arm_state(ctx, record, arm) for arm in (SOURCE_ARM, TARGET_ARM)}
-        record = ctx.update(lambda r: replace(r, notes={**r.notes, "gate_block": name, "gate_before": before}))
-    blocks = _run_look(ctx, record, policy, name)
-    if blocks is None:
+        record = _begin(ctx, record, policy, name)
+    if policy.quality and compare_answers(ctx, record, policy.quality, name) is None:
+        return Waiting(2.0, f"comparing answers (look {len(looks) + 1} of at most {policy.looks})")
+    try:
+        look = run_look(ctx, record, policy, peak_rps(ctx, record), name, compared_done=lambda: _note_after(ctx, name))
+    except UsersSufferError as error:
+        return _conclude(ctx, stopped(policy, str(error)), dict(record.notes))
+    if look is None:
         return Waiting(2.0, f"measuring (look {len(looks) + 1} of at most {policy.looks}, policy {policy.name})")
+    record = ctx.expect(Phase.WARM) or record  # with the engines' state after the compared blocks
     return _decide(ctx, record, policy, [*looks, name], voids)
+
+
+def _begin(ctx: Context, record: Record, policy: Policy, name: str) -> Record:
+    """Note the engines' state before a look, and once for all how long the requests are."""
+    forget(ctx)
+    changes: dict[str, Any] = {"gate_block": name, "gate_before": _arm_states(ctx, record), "gate_after": None}
+    if "lengths" not in record.notes:
+        if policy.ratio and policy.load.baseline == "recorded":
+            changes["lengths"] = read_baseline(ctx, record).lengths
+        else:
+            changes["lengths"] = sizes_of(ctx, record, policy).to_dict()
+        if policy.ratio and policy.load.baseline == "active":
+            _refuse_to_overload(ctx, record)
+    return ctx.update(lambda r: replace(r, notes={**r.notes, **changes}))
+
+
+def _refuse_to_overload(ctx: Context, record: Record) -> None:
+    """Refuse a second peak on a source that was not sized for it: users are on it."""
+    ready, peak = record.source.replicas, ctx.plan.source_peak_replicas
+    if peak <= 0 or ready < 2 * peak:
+        raise PermanentError(
+            f"baseline `active` puts the peak a second time on {record.source.deployment}, whose {ready} replicas "
+            f"carry users and are needed at the peak ({peak or 'all'} of them): scale the source to twice its peak and "
+            "give `source_peak_replicas`, or take a policy whose baseline is `probe`"
+        )
+
+
+def _note_after(ctx: Context, name: str) -> None:
+    if ctx.memory.get("noted_after") == name:
+        return
+    record = ctx.expect(Phase.WARM)
+    if record is not None and not record.notes.get("gate_after"):
+        after = _arm_states(ctx, record)
+        ctx.update(lambda r: replace(r, notes={**r.notes, "gate_after": after}))
+    ctx.memory["noted_after"] = name
 
 
 def _wait_for_the_way(ctx: Context) -> Waiting | None:
@@ -83,64 +127,13 @@ def _wait_for_the_way(ctx: Context) -> Waiting | None:
     return None
 
 
-def _run_look(ctx: Context, record: Record, policy: Policy, name: str) -> dict[str, BenchRun] | None:
-    """Run the baseline's probe and the candidate's load side by side, then the other rates one by one."""
-    plan = ctx.plan
-    shape = [
-        f"--prompt-tokens={plan.prompt_tokens}",
-        f"--output-tokens={plan.output_tokens}",
-        "--ignore-eos",
-        f"--seed={int(name[:-1]) * 1000 + ord(name[-1])}",
-        *_void_limits(policy),
-    ]
-    source = record.source
-    rates = _rates(plan.peak_rps, policy)
-    wanted = {
-        f"baseline-{name}": (SOURCE_ARM, _probe_rate(plan.peak_rps), policy.requests.baseline),
-        f"load-{name}-0": (TARGET_ARM, rates[0], policy.requests.candidate),
-    }
-    further = {
-        f"load-{name}-{i}": (TARGET_ARM, rate, policy.requests.candidate_min) for i, rate in enumerate(rates[1:], 1)
-    }
-    done: dict[str, BenchRun] = {}
-    for group in (wanted, *({key: value} for key, value in further.items())):
-        for block, (arm, rate, requests) in group.items():
-            arguments = [*through_gateway(source, arm), f"--rate={rate:g}", f"--requests={requests}", *shape]
-            run = run_block(ctx, block, arguments, deadline_s=requests / rate * 3 + 900)
-            if run is not None:
-                done[block] = run
-        if len(done.keys() & group.keys()) < len(group):
-            return None
-    return done
-
-
-def _void_limits(policy: Policy) -> list[str]:
-    """Return what the load generator calls its own run void by: the policy's limits, not its defaults."""
-    if policy.void is None:
-        return []
-    limits = {
-        "loop-lag-ms": policy.void.loop_lag_p99_ms,
-        "schedule-delay-ms": policy.void.schedule_delay_p99_ms,
-        "achieved-rate": policy.void.achieved_rate_min,
-    }
-    return [f"--policy-void-{name}={limit:g}" for name, limit in limits.items() if limit is not None]
-
-
-def _rates(peak_rps: float, policy: Policy) -> list[float]:
-    """Return the rates of the capacity search; the first one is the peak with its head-room."""
-    headroom = policy.capacity.headroom if policy.capacity else 1.0
-    count = policy.capacity.min_rates if policy.capacity else 1
-    return [peak_rps * headroom * factor for factor in (1.0, 0.6, 0.85, 1.15, 1.3, 1.5)[: max(1, count)]]
-
-
-def _probe_rate(peak_rps: float) -> float:
-    """Return how many extra requests a second the live source is probed with: a few per cent, at least some."""
-    return max(0.05 * peak_rps, min(2.0, 0.2 * peak_rps))
-
-
 def _decide(ctx: Context, record: Record, policy: Policy, looks: list[str], voids: int) -> Outcome:
-    verdict, arms = _judge_looks(ctx, record, policy, looks)
-    note: dict[str, Any] = {**record.notes, "arms": arms}
+    verdict, evidence = _judge_looks(ctx, record, policy, looks)
+    tried = [
+        *(record.notes.get("evidence") or {}).get("looks", ()),
+        {**evidence.pop("look"), "outcome": verdict.outcome},
+    ]
+    note: dict[str, Any] = {**record.notes, "evidence": {**evidence, "looks": tried}}
     if verdict.outcome == "void":
         if voids >= _MAX_VOIDS:
             ctx.update(lambda r: replace(r, verdict=verdict.to_dict(), notes=note))
@@ -177,66 +170,72 @@ def _conclude(ctx: Context, verdict: Verdict, note: dict[str, Any]) -> Outcome:
     return Failed(f"the benchmark gate: {verdict.sentence}", kind)
 
 
-def _judge_looks(ctx: Context, record: Record, policy: Policy, looks: list[str]) -> tuple[Verdict, dict[str, Any]]:
+def _judge_looks(ctx: Context, record: Record, policy: Policy, names: list[str]) -> tuple[Verdict, dict[str, Any]]:
     """Judge all looks so far together; each look's blocks are found again by their names."""
-    baselines, candidates = [], []
-    sweep: list[RatePoint] = []
-    rates = _rates(ctx.plan.peak_rps, policy)
-    for name in looks:
-        blocks = _run_look(ctx, record, policy, name)
-        if blocks is None:
-            raise PermanentError(f"the results of look {name} are gone: start a new run")
-        baselines.append(blocks[f"baseline-{name}"])
-        candidates.append(blocks[f"load-{name}-0"])
-        if policy.slo:
-            runs = [blocks[f"load-{name}-{index}"] for index in range(len(rates))]
-            sweep += [rate_point(policy, rate, run.results) for rate, run in zip(rates, runs, strict=True)]
-    baseline, candidate = merge(baselines), merge(candidates)
+    peak = peak_rps(ctx, record)
+    looks = [run_look(ctx, record, policy, peak, name, compared_done=lambda: None) for name in names]
+    found = [look for look in looks if look is not None]
+    if len(found) < len(looks):
+        raise PermanentError(f"the results of look {', '.join(names)} are gone: start a new run")
+    recorded = policy.ratio is not None and policy.load.baseline == "recorded"
+    last_baseline = merge([read_baseline(ctx, record).run] if recorded else found[-1].baseline)
+    baseline = last_baseline if recorded else merge([run for look in found for run in look.baseline])
+    candidate = merge([run for look in found for run in look.candidate])
+    # A rate at which the load generator itself was the bottleneck says nothing of the server.
+    sweep = [pair for look in found for pair in look.sweep if not client_health(pair[1]).void_reasons]
+    points = [rate_point(policy, block.rate_rps, run.results) for block, run in sweep] if policy.slo else []
+    events = {arm: _events(record, arm) for arm in (SOURCE_ARM, TARGET_ARM)}
+    if recorded:
+        events[SOURCE_ARM] = ArmEvents(0, 0, 0)  # a void baseline is never kept
     baseline_cost, candidate_cost = _costs(ctx, record, policy, candidate)
-    observations = Observations(
+    seen = Observations(
         baseline_client=client_health(baseline),
         candidate_client=client_health(candidate),
-        baseline_events=_events(ctx, record, SOURCE_ARM),
-        candidate_events=_events(ctx, record, TARGET_ARM),
-        peak_rps=ctx.plan.peak_rps,
-        sweep=tuple(sweep),
+        baseline_events=events[SOURCE_ARM],
+        candidate_events=events[TARGET_ARM],
+        peak_rps=peak,
+        sweep=tuple(points),
         baseline_cost=baseline_cost,
         candidate_cost=candidate_cost,
+        quality=_quality(ctx, record, policy, names),
+        needed_features=ctx.plan.client_features,
     )
-    verdict = judge(policy, baseline.results, candidate.results, observations=observations, look=len(looks))
-    return verdict, {"baseline": _quantiles(baseline.results), "candidate": _quantiles(candidate.results)}
+    verdict = judge(policy, baseline.results, candidate.results, observations=seen, look=len(names))
+    if ctx.plan.stop_after == "gate" and policy.ratio and not recorded and verdict.outcome != "void":
+        keep_baseline(ctx, record, baseline)
+    last = merge(found[-1].candidate)
+    arms = {"baseline": events[SOURCE_ARM], "candidate": events[TARGET_ARM]}
+    return verdict, {
+        "baseline": policy.load.baseline if policy.ratio else "none",
+        "peak_rps": peak,
+        "limits": limits(policy, peak),
+        "arms": {"baseline": distributions(baseline.results), "candidate": distributions(candidate.results)},
+        "look": look_entry(names[-1], last_baseline.results, last.results, arms),
+        "sweep": [
+            rate_entry(block.rate_rps, run.results, point.good, run.summary)
+            for (block, run), point in zip(sweep, points, strict=False)
+        ],
+        "clients": [
+            *(client_entry(f"baseline {n}", run.summary) for n, run in enumerate(found[-1].baseline)),
+            *(client_entry(block.name, run.summary) for block, run in found[-1].sweep),
+        ],
+        "costs": costs(seen),
+    }
 
 
-def _arm_state(ctx: Context, record: Record, arm: str) -> dict[str, dict[str, float]]:
-    """Return, for each pod of an arm, the counters that must not move during a measurement."""
-    name = record.target if arm == TARGET_ARM else record.source.deployment
-    deployment = ctx.kube.get(k8s.DEPLOYMENTS, name, ctx.plan.namespace)
-    if deployment is None:
-        raise PermanentError(f"Deployment {name} is gone: somebody deleted it")
-    vllm = Vllm(ctx.kube, ctx.plan.namespace, record.source.port)
-    state = {}
-    for pod in pods_of(ctx.kube, ctx.plan.namespace, deployment):
-        name = pod["metadata"]["name"]
-        metrics: Metrics = vllm.metrics(name)
-        restarts = sum(e.get("restartCount", 0) for e in pod["status"].get("containerStatuses") or [])
-        compiles = len(COMPILED.findall(ctx.kube.pod_log(ctx.plan.namespace, name))) if arm == TARGET_ARM else 0
-        state[name] = {"restarts": restarts, "preemptions": metrics.preemptions, "compiles": compiles}
-    return state
+def _quality(ctx: Context, record: Record, policy: Policy, names: list[str]) -> Parity | None:
+    if policy.quality is None:
+        return None
+    looks = [compare_answers(ctx, record, policy.quality, name) for name in names]
+    return None if None in looks else pooled([each for each in looks if each is not None])
 
 
-def _events(ctx: Context, record: Record, arm: str) -> ArmEvents:
-    """Return what happened to an arm since the look began; a pod that is gone or new counts as a restart."""
-    before: dict[str, dict[str, float]] = record.notes["gate_before"][arm]
-    after = _arm_state(ctx, record, arm)
+def _arm_states(ctx: Context, record: Record) -> dict[str, Any]:
+    return {arm: engine_state(ctx, record, arm) for arm in (SOURCE_ARM, TARGET_ARM)}
 
-    def grown(what: str) -> int | None:
-        growth = [after[name][what] - before[name][what] for name in before.keys() & after.keys()]
-        # A count that shrank was begun anew (a log that was rotated, a counter of a new process): unknown.
-        return None if any(each < 0 for each in growth) else int(sum(growth))
 
-    replaced = len(before.keys() ^ after.keys())
-    restarts = grown("restarts")
-    return ArmEvents(grown("compiles"), None if restarts is None else restarts + replaced, grown("preemptions"))
+def _events(record: Record, arm: str) -> ArmEvents:
+    return events_between(record.notes["gate_before"][arm], record.notes["gate_after"][arm])
 
 
 def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) -> tuple[ArmCost | None, ArmCost | None]:
@@ -248,8 +247,7 @@ def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) ->
     if policy.cost is None:
         return None, None
     catalogue = accelerators()
-    kind = "spot" if ctx.plan.capacity == "spot" else "on-demand"
-    source, plan = record.source, ctx.plan
+    kind, source, plan = record.pricing, record.source, ctx.plan
     gpu = catalogue.gpu_by_label(source.accelerator)
     gpu_usd = gpu.usd_per_hour(kind, source.chips * source.replicas) if gpu else None
     tpu_usd = catalogue.slice(plan.target).usd_per_hour(kind)
@@ -261,17 +259,8 @@ def _costs(ctx: Context, record: Record, policy: Policy, candidate: BenchRun) ->
     except ValueError as error:
         ctx.log("cost a token cannot be told: %s", error)
         return None, None
+    tokens *= candidate.summary["sent"] / len(candidate.results)  # of a high peak's requests a sample is written
     return (
         None if gpu_usd is None else ArmCost(gpu_usd, tokens),
         None if tpu_usd is None else ArmCost(tpu_usd * plan.target_replicas, tokens),
     )
-
-
-def _quantiles(results: Sequence[RequestResult]) -> dict[str, Any]:
-    """Return the distributions in 41 quantiles, for the report; milliseconds."""
-    table: dict[str, Any] = {"requests": len(results), "failed": sum(1 for each in results if not each.ok)}
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
-        values = sorted(v for each in results if each.ok and (v := getattr(each, name)) is not None)
-        if values:
-            table[name[:-2] + "_ms"] = [round(1000 * values[round(i / 40 * (len(values) - 1))], 2) for i in range(41)]
-    return table

@@ -1,4 +1,4 @@
-"""End a run that was sent home and then died, so that the next one can begin."""
+"""End a run that nobody works on any more, so that the next one can begin."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from tpu_migration.errors import PermanentError
 from tpu_migration.lease import DURATION_S, Holder
 from tpu_migration.names import record_name
 from tpu_migration.record import Record
+from tpu_migration.restore import restore
 from tpu_migration.stages.base import Context, Outcome, Waiting
 from tpu_migration.stages.teardown import step as tear_down
 
 _KEY = "left_behind"
 
 
+class WorkedOnError(PermanentError):
+    """Report that the run which has the workload is alive."""
+
+
 def end_what_was_left_behind(ctx: Context, record: Record) -> Outcome:
     """Release what another run's TPUs still hold, once that run is surely dead.
 
-    Its users are home already (its phase is falling_back). Dead means: its lease has not changed
-    for a whole lease, on this worker's own clock.
+    Its users are home already (its phase is falling_back).
     """
-    context = ctx.memory.get(_KEY)
-    if context is None:
-        if (waiting := wait_for_dead_lease(ctx, record.run_id)) is not None:
-            return waiting
-        context = _in_its_name(ctx, record)
-        context.lease.acquire()
-        ctx.memory[_KEY] = context
-    context.lease.renew_if_due()
+    context = in_its_name(ctx, record)
+    if isinstance(context, Waiting):
+        return context
     outcome = tear_down(context)
     if isinstance(outcome, Waiting):
         return Waiting(outcome.seconds, f"ending run {record.run_id}, which was left behind: {outcome.why}")
@@ -36,24 +35,62 @@ def end_what_was_left_behind(ctx: Context, record: Record) -> Outcome:
     return Waiting(0, f"run {record.run_id}, which was left behind, is ended")
 
 
-def wait_for_dead_lease(ctx: Context, run_id: str) -> Waiting | None:
-    """Return None once another run's lease has stood still for a whole lease on this worker's own clock.
+def send_home(ctx: Context, record: Record, actor: str, reason: str) -> Outcome:
+    """Take the safe route, so that the run falls back; `end_what_was_left_behind` releases the rest."""
+    restore(ctx.unfenced, record.namespace, record.workload, actor=actor, reason=reason, clock=ctx.clock)
+    return Waiting(0, f"users are on the source; run {record.run_id} is ended")
 
-    Raises PermanentError as soon as it moves: that run is alive.
+
+def in_its_name(ctx: Context, record: Record) -> Context | Waiting:
+    """Return a context that works as another run, with its lease; that run must be dead first.
+
+    Dead means: its lease has not changed for a whole lease, on this worker's own clock; or it gave the lease back.
+    """
+    context: Context | None = ctx.memory.get(_KEY)
+    if context is None:
+        if (waiting := wait_for_dead_lease(ctx, record.run_id)) is not None:
+            return waiting
+        holder = Holder(record.run_id, _taken_on_by(ctx))
+        # Whoever ends another's run wants its machines gone, whatever that run's plan wanted to look at.
+        plan = Plan.from_params({**record.plan, "on_fallback": "release"})
+        context = Context.create(plan, holder, ctx.unfenced, ctx.pools, ctx.clock, together=ctx.together, tell=ctx.tell)
+        context.lease.acquire(from_the_dead=True)
+        ctx.memory[_KEY] = context
+    context.lease.renew_if_due()
+    return context
+
+
+def _taken_on_by(ctx: Context) -> str:
+    """Return what stands in the lease in place of a task of the run that has it."""
+    return f"taken on by run {ctx.run_id}"
+
+
+def take_lease(ctx: Context) -> Waiting | None:
+    """Take the lease; one that a run left behind which never wrote a record is taken once it surely is dead."""
+    holder = ctx.lease.other_holder()
+    if holder is not None and (waiting := wait_for_dead_lease(ctx, holder.run_id)) is not None:
+        return waiting
+    ctx.lease.acquire(from_the_dead=holder is not None, begins_the_run=True)
+    return None
+
+
+def wait_for_dead_lease(ctx: Context, run_id: str) -> Waiting | None:
+    """Return None once nobody holds the lease, or it has stood still for a whole lease on this worker's own clock.
+
+    Raises WorkedOnError as soon as it moves: that run is alive.
     """
     lease = ctx.kube.get(LEASES, record_name(ctx.plan.workload), ctx.plan.namespace)
-    beat = f"{lease['spec'].get('holderIdentity')} {lease['spec'].get('renewTime')}" if lease else ""
+    if lease is None or not lease["spec"].get("holderIdentity"):
+        return None
+    if Holder.parse(lease["spec"]["holderIdentity"]).task == _taken_on_by(ctx):
+        return None  # an earlier worker of this very task, as when a worker hands over to the triggerer
+    beat = f"{lease['spec']['holderIdentity']} {lease['spec'].get('renewTime')}"
     first, since = ctx.memory.setdefault("left_behind_beat", (beat, ctx.clock.monotonic()))
     if beat != first:
-        raise PermanentError(
-            f"{ctx.plan.workload} is being worked on by run {run_id}: wait for its end; nothing was changed by this run"
+        raise WorkedOnError(
+            f"{ctx.plan.workload} is being worked on by run {run_id}: wait for its end, or mark it as failed in "
+            "Airflow; nothing was changed by this run"
         )
     if ctx.clock.monotonic() - since <= DURATION_S:
         return Waiting(2.0, f"run {run_id} holds {ctx.plan.workload}; waiting to see whether it is still alive")
     return None
-
-
-def _in_its_name(ctx: Context, record: Record) -> Context:
-    plan = Plan.from_params(record.plan)
-    holder = Holder(record.run_id, "preflight of a later run")
-    return Context.create(plan, holder, ctx.unfenced, ctx.pools, ctx.clock, together=ctx.together)

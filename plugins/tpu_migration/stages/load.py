@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from tpu_migration.bench.results import BenchRun, ResultCorrupt, parse
+from tpu_migration.bench.results import BenchRun, parse
+from tpu_migration.bench.sealed import ResultCorrupt
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.errors import PermanentError
@@ -14,27 +15,43 @@ from tpu_migration.record import Source
 from tpu_migration.resources import manifests
 from tpu_migration.stages.base import Context
 
+TASKS = "/tasks"
+T = TypeVar("T")
+
 
 def run_block(ctx: Context, block: str, arguments: Sequence[str], deadline_s: float) -> BenchRun | None:
-    """Return the block's result, or None while its Job runs; the Job is made if there is none.
+    """Return the result of a block of load, or None while its Job runs."""
+    return run_job(ctx, block, "bench", lambda: arguments, deadline_s, parse)
+
+
+def run_job(
+    ctx: Context,
+    block: str,
+    command: str,
+    arguments: Callable[[], Sequence[str]],
+    deadline_s: float,
+    read: Callable[[str], T],
+    tasks: str = "",
+) -> T | None:
+    """Return what a command of the toolbox writes, or None while its Job runs; the Job is made if there is none.
 
     The Job's name derives from the run and the block, so that a crash in between finds it
-    again instead of loading the servers twice.
+    again instead of loading the servers twice. `tasks` names a ConfigMap to mount.
     """
-    known: dict[str, BenchRun] = ctx.memory.setdefault("blocks", {})
+    known: dict[str, T] = ctx.memory.setdefault("blocks", {})
     if block in known:
         return known[block]
     name = ctx.names.job(block)
     job = ctx.kube.get(k8s.JOBS, name, ctx.plan.namespace)
     if job is None:
-        ctx.kube.create(_job(ctx, name, arguments, deadline_s))
+        ctx.kube.create(_job(ctx, name, command, arguments(), deadline_s, tasks))
         return None
     conditions = {e["type"]: e for e in (job.get("status") or {}).get("conditions") or [] if e["status"] == "True"}
     if not conditions.keys() & {"Complete", "Failed"}:
         return None
     text = _log_of(ctx, name)
     try:
-        known[block] = parse(text)
+        known[block] = read(text)
     except ResultCorrupt as error:
         failure = conditions.get("Failed", {})
         last = text.strip().splitlines()[-1:] or ["no output"]
@@ -46,11 +63,11 @@ def run_block(ctx: Context, block: str, arguments: Sequence[str], deadline_s: fl
 
 
 def through_gateway(source: Source, arm: str) -> list[str]:
-    """Return the arguments of a load that reaches one arm the way users come, by the probe route."""
+    """Return the arguments of a load that reaches one arm the way users come, by the probe route; none: as they do."""
     return [
         f"--url={source.gateway_url}",
         f"--model={source.served_names[0]}",
-        f"--header={ARM_HEADER}={arm}",
+        *([f"--header={ARM_HEADER}={arm}"] if arm else []),
         *host_arguments(source),
     ]
 
@@ -68,7 +85,7 @@ def _log_of(ctx: Context, job: str) -> str:
     return ctx.kube.pod_log(ctx.plan.namespace, newest["metadata"]["name"])
 
 
-def _job(ctx: Context, name: str, arguments: Sequence[str], deadline_s: float) -> Object:
+def _job(ctx: Context, name: str, command: str, arguments: Sequence[str], deadline_s: float, tasks: str) -> Object:
     job: dict[str, Any] = manifests("bench-job.yaml")[0]
     job["metadata"] |= {"name": name, "namespace": ctx.plan.namespace, "labels": dict(ctx.names.labels)}
     job["spec"]["activeDeadlineSeconds"] = int(deadline_s)
@@ -76,5 +93,9 @@ def _job(ctx: Context, name: str, arguments: Sequence[str], deadline_s: float) -
     template["metadata"] = {"labels": {**ctx.names.labels, "app": "tpu-migration-bench"}}
     container = template["spec"]["containers"][0]
     container["image"] = ctx.plan.toolbox_image
+    container["command"] = [*container["command"][:-1], command]
     container["args"] = [*container["args"], *arguments]
+    if tasks:
+        container["volumeMounts"] = [{"name": "tasks", "mountPath": TASKS}]
+        template["spec"]["volumes"] = [{"name": "tasks", "configMap": {"name": tasks}}]
     return job

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Kubernetes, Object
 from tpu_migration.domain.accelerators import Slice
+from tpu_migration.domain.preflight import claims_of
 from tpu_migration.domain.routing import points_at
 from tpu_migration.domain.translation import Sizing, Translation, translate
 from tpu_migration.errors import PermanentError
@@ -31,6 +32,13 @@ def is_ready(pod: Object) -> bool:
     """Tell whether a pod's Ready condition is true."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def serving_container(pod: Object, port: int) -> str:
+    """Return the name of the container that serves: the one that declares the port, as the translation sees to."""
+    containers = pod["spec"]["containers"]
+    declares = [each for each in containers if any(p.get("containerPort") == port for p in each.get("ports") or [])]
+    return str((declares or containers)[0]["name"])
 
 
 def still_ending(ctx: Context, pods: Sequence[Object]) -> list[Object]:
@@ -60,6 +68,21 @@ def has_ended(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
+def running_on(kube: Kubernetes, node: str) -> list[Object]:
+    """Return the pods of every namespace that go with a node; a DaemonSet's belong to the node itself."""
+    return [
+        pod
+        for pod in kube.list(k8s.PODS, fields=f"spec.nodeName={node}")
+        if not has_ended(pod)
+        and not any(each.get("kind") == "DaemonSet" for each in pod["metadata"].get("ownerReferences") or [])
+    ]
+
+
+def full_name(pod: Object) -> str:
+    """Return NAMESPACE/NAME of a pod."""
+    return f"{pod['metadata'].get('namespace', '')}/{pod['metadata']['name']}"
+
+
 def source_objects(kube: Kubernetes, namespace: str, deployment: Object) -> list[Object]:
     """Return what belongs to the Deployment: Services, policies of those, HPA, PDB, PodMonitoring."""
     labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
@@ -86,12 +109,18 @@ def _selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> b
     return bool(selector) and all(labels.get(key) == value for key, value in (selector or {}).items())
 
 
-def other_routes(ctx: Context, service: str, route: str) -> list[str]:
-    """Return the names of other HTTPRoutes of the namespace that send a share of their requests to the Service."""
+def is_behind_a_budget(kube: Kubernetes, namespace: str, labels: Mapping[str, str]) -> bool:
+    """Tell whether a PodDisruptionBudget covers pods with these labels."""
+    budgets = kube.list(k8s.PDBS, namespace)
+    return any(_selects((each["spec"].get("selector") or {}).get("matchLabels"), labels) for each in budgets)
+
+
+def other_routes(kube: Kubernetes, namespace: str, service: str, known: Sequence[str]) -> list[str]:
+    """Return the names of the HTTPRoutes, but the `known`, that send a share of their requests to the Service."""
     return sorted(
         each["metadata"]["name"]
-        for each in ctx.kube.list(k8s.HTTP_ROUTES, ctx.plan.namespace)
-        if each["metadata"]["name"] not in (route, ctx.names.probe_route) and points_at(each, service)
+        for each in kube.list(k8s.HTTP_ROUTES, namespace)
+        if each["metadata"]["name"] not in known and points_at(each, service)
     )
 
 
@@ -107,6 +136,11 @@ def config_maps_of(kube: Kubernetes, namespace: str, deployment: Object) -> dict
             names.add(reference.get("name", ""))
     found = {name: kube.get(k8s.CONFIG_MAPS, name, namespace) for name in sorted(names - {""})}
     return {name: each for name, each in found.items() if each is not None}
+
+
+def claims_around(kube: Kubernetes, namespace: str, deployment: Object) -> dict[str, Object | None]:
+    """Return the PersistentVolumeClaims that the Deployment's pods mount, by name; None for one that is gone."""
+    return {name: kube.get(k8s.PVCS, name, namespace) for name in claims_of(deployment)}
 
 
 def stripped(obj: Object) -> Object:
@@ -143,11 +177,25 @@ def translated(
 def refuse_foreign_target(ctx: Context) -> None:
     """Refuse to work on a target Deployment that another run, or somebody, made."""
     found = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, ctx.plan.namespace)
-    if found and found["metadata"].get("labels", {}).get(RUN_LABEL) != run_hash(ctx.run_id):
+    made_by = found["metadata"].get("labels", {}).get(RUN_LABEL) if found else None
+    if found and made_by != run_hash(ctx.run_id) and not _gives_way(ctx, made_by):
         raise PermanentError(
             f"Deployment {ctx.names.target} exists and is not of this run. If an earlier run was held for a closer "
             f"look, end it with `tpu-migration restore {ctx.plan.workload}` and start again; else delete or rename it"
         )
+
+
+def _gives_way(ctx: Context, made_by: str | None) -> bool:
+    """Tell whether the target is one that only was made warm: preflight ends it before a migration begins."""
+    record = ctx.records.read()
+    return record is not None and record.stands_unjudged and made_by == run_hash(record.run_id)
+
+
+def last_writer(obj: Object) -> str:
+    """Return the field manager that wrote an object last, status and scale apart."""
+    entries = [each for each in obj["metadata"].get("managedFields") or [] if not each.get("subresource")]
+    newest: dict[str, str] = max(entries, key=lambda each: str(each.get("time", "")), default={})
+    return str(newest.get("manager", "an unknown manager"))
 
 
 def template_hash(deployment: Object) -> str:

@@ -16,8 +16,11 @@ from tpu_migration.stages.probes import MAIN_ARM, prober_stats
 _COMPLETION_EVERY_S = 10.0
 
 
-def look(ctx: Context, record: Record) -> Sample:
-    """Scrape every pod of both arms side by side and ask the prober; what does not answer is None."""
+def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
+    """Scrape every pod of both arms side by side and ask the prober; what does not answer is None.
+
+    `ask_sources=False` leaves out the real completions, where only the counters matter and time is short.
+    """
     kube, namespace = ctx.kube, ctx.plan.namespace
     services = (record.source.service, record.target)
     selector = f"kubernetes.io/service-name in ({','.join(services)})"
@@ -25,7 +28,8 @@ def look(ctx: Context, record: Record) -> Sample:
     pods = {service: _pods(slices, service) for service in services}
     vllm = Vllm(kube, namespace, record.source.port)
     # First what this product asks itself, then the counters: they have seen it by then.
-    dead = _complete_on_sources(ctx, record, kube, [n for n, ready in pods[services[0]].items() if ready])
+    sources = [n for n, ready in pods[services[0]].items() if ready] if ask_sources else []
+    dead = _complete_on_sources(ctx, record, kube, sources)
     everyone = [name for service in services for name in pods[service]]
     scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
     # Who was there at this worker's first look counts from then on; who came later, once it has answered.
@@ -94,7 +98,7 @@ def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: l
     One failure may be bad luck; the second in a row is reported.
     """
     now = ctx.clock.monotonic()
-    if now - ctx.memory.get("completed_at", -1e9) < _COMPLETION_EVERY_S:
+    if not pods or now - ctx.memory.get("completed_at", -1e9) < _COMPLETION_EVERY_S:
         return {}
     ctx.memory["completed_at"] = now
     vllm = Vllm(kube, ctx.plan.namespace, record.source.port)

@@ -7,11 +7,12 @@ any other work; then the traffic is watched until it has followed.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import replace
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
-from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 from tpu_migration.domain.routing import epoch_of, rules_of, target_percent, with_target
 from tpu_migration.domain.watch import MIN_JUDGED, Limits, Sample, Split, Watch, begun_between
 from tpu_migration.errors import (
@@ -22,12 +23,13 @@ from tpu_migration.errors import (
     TransientError,
 )
 from tpu_migration.names import TARGET_ARM
-from tpu_migration.record import Record, Shift
+from tpu_migration.record import Record, Shift, told
 from tpu_migration.resources import policy
 from tpu_migration.restore import ready_endpoints, restore, with_epoch
+from tpu_migration.stages.approval import SHIFT, word_on
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.heartbeat import guard_heartbeat
-from tpu_migration.stages.objects import template_hash
+from tpu_migration.stages.objects import last_writer, template_hash
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import pin_source
 from tpu_migration.stages.probes import MAIN_ARM, prober_stats
@@ -40,6 +42,10 @@ _NOTE_WATCHED_S = 10.0
 _GAP_S = 30.0
 _FOLLOW_BUDGET_S = 120.0  # GKE takes about 8 s for weights and up to 60 s for a new backend
 _FOLLOW_RESTORE_S = 60.0
+_WAY_PATIENCE_S = 300.0  # before the first weight, with a way that gives no answer
+_LOOK_AFTER_RESTORE_S, _LOOKS_KEPT = 0.1, 64
+_QUIET_S, _LEAST_QUIET_S = 1.0, 0.25  # without a request on the target, until the traffic counts as gone
+_QUIET_REQUESTS = 5  # of a Poisson stream that goes on, none is seen in their time with less than 1 %: exp(-5)
 
 
 def step(ctx: Context) -> Outcome:
@@ -73,6 +79,11 @@ def _keep(ctx: Context) -> Outcome:
     if record is None:
         return Done()
     if record.phase is Phase.GATED:
+        word = word_on(ctx, record, SHIFT)
+        if isinstance(word, Waiting):
+            return word
+        if word is not None and not word.approved:
+            return Done({"shift": told(word)})  # nobody has moved; the teardown releases the TPU
         return _begin(ctx, record)
     ctx.memory["users_may_be_on_target"] = True
     route = ctx.kube.get(HTTP_ROUTES, record.source.route, ctx.plan.namespace)
@@ -101,19 +112,33 @@ def _begin(ctx: Context, record: Record) -> Outcome:
         raise PermanentError(
             f"Deployment {record.target} is not the one that passed the gate: somebody changed its pod template"
         )
-    if (waiting := guard_heartbeat(ctx)) is not None:
+    if (waiting := _ways_answer(ctx) or guard_heartbeat(ctx)) is not None:
         return waiting
-    stats = prober_stats(ctx)
-    arms = stats.arms if stats else {}
-    for arm in (MAIN_ARM, TARGET_ARM):
-        if arm not in arms or not arms[arm].ok or arms[arm].consecutive_failures:
-            return Waiting(1.0, f"waiting for the prober's answers on the way '{arm}'")
     pin_source(ctx, record)
     ready = ready_endpoints(ctx.kube, ctx.plan.namespace, record.source.service)
     if ready < record.source.replicas:
         return Waiting(2.0, f"{ready} of the source's {record.source.replicas} replicas are ready to take all back")
     ctx.update(lambda r: replace(r.moved_to(Phase.SHIFTING), shift=Shift()))
     return Waiting(0, "the source is pinned; the shift begins")
+
+
+def _ways_answer(ctx: Context) -> Waiting | None:
+    """Return None once the prober is answered on the users' way and on the target's; PermanentError if it never is."""
+    stats = prober_stats(ctx)
+    for name in (MAIN_ARM, TARGET_ARM):
+        arm = stats.arms.get(name) if stats else None
+        if arm and arm.ok and not arm.consecutive_failures:
+            continue
+        why = f" ({arm.last_error})" if arm and arm.last_error else ""
+        now = ctx.clock.monotonic()
+        if now - ctx.memory.setdefault("unanswered_since", now) > _WAY_PATIENCE_S:
+            raise PermanentError(
+                f"the prober has had no answer on the way '{name}' for {_WAY_PATIENCE_S / 60:.0f} minutes{why}: nobody "
+                "is moved; look at what serves there, and start a new run"
+            )
+        return Waiting(1.0, f"waiting for the prober's answers on the way '{name}'{why}")
+    ctx.memory.pop("unanswered_since", None)
+    return None
 
 
 def _watch(ctx: Context) -> Watch:
@@ -138,14 +163,8 @@ def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None
         return None
     return (
         f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch}, this run had "
-        f"written {expected.percent} % at epoch {record.epoch}; last written by {_last_writer(route)}"
+        f"written {expected.percent} % at epoch {record.epoch}; last written by {last_writer(route)}"
     )
-
-
-def _last_writer(route: Object) -> str:
-    entries = [e for e in route["metadata"].get("managedFields") or [] if not e.get("subresource")]
-    newest: dict[str, str] = max(entries, key=lambda each: str(each.get("time", "")), default={})
-    return str(newest.get("manager", "an unknown manager"))
 
 
 def _swapped(ctx: Context, record: Record) -> str | None:
@@ -308,36 +327,48 @@ def _adopt(ctx: Context, record: Record, route: Object) -> Outcome:
 def _watch_restore(ctx: Context) -> Outcome:
     """See the traffic leave the target, so that the report says when users were safe, not when it was asked."""
     reason = str(ctx.memory["restored"])
-    record = ctx.records.read()
+    # Read once: nothing in it changes before the traffic has followed, and each call makes a look later.
+    record: Record | None = ctx.memory.get("restored_record") or ctx.records.read()
+    ctx.memory["restored_record"] = record
+    if record is not None and record.phase in AFTER_COMMIT:
+        # The commit's own answer was lost. It stands, and the safe route that was just written is the target.
+        return Done({"steps": list(ctx.plan.steps), "soaked_s": ctx.plan.soak_s})
     if record is None or record.fallback is None:
         return Failed(reason, "breach")
     waited = ctx.clock.monotonic() - ctx.memory["restored_at"]
-    if traffic_has_left_target(ctx, record):
+    if traffic_has_left_target(ctx, record, _quiet_s(ctx)):
         now = ctx.clock.now()
         ctx.records.force(lambda r: replace(r, fallback=replace(r.fallback, observed=now)) if r.fallback else r)
         return Failed(reason, "breach")
     if waited > _FOLLOW_RESTORE_S:
         return Failed(f"{reason}; the traffic was not seen to leave the target within {waited:.0f} s", "breach")
-    return Waiting(0.5, "restored; watching the traffic follow")
+    return Waiting(_LOOK_AFTER_RESTORE_S, "restored; watching the traffic follow")
 
 
-def traffic_has_left_target(ctx: Context, record: Record) -> bool:
-    """Tell whether no request began on the target between two looks at least one second apart.
+def _quiet_s(ctx: Context) -> float:
+    """Return how long a target that had traffic must be quiet: as long as five requests took before the breach."""
+    rps = _watch(ctx).target_rps()
+    return min(_QUIET_S, max(_LEAST_QUIET_S, _QUIET_REQUESTS / rps)) if rps else _QUIET_S
+
+
+def traffic_has_left_target(ctx: Context, record: Record, quiet_s: float = _QUIET_S) -> bool:
+    """Tell whether no request began on the target for `quiet_s`, between this look and any earlier one.
 
     A target that does not answer gives no evidence; its endpoints must be gone then.
     """
     try:
-        sample = look(ctx, record)
+        sample = look(ctx, record, ask_sources=False)
     except TransientError:
         return False
-    previous: Sample | None = ctx.memory.get("leaving")
     if not sample.target.ready and not any(sample.target.pods.values()):
         return True
-    if previous is None:
-        ctx.memory["leaving"] = sample
+    if any(pod is None for pod in sample.target.pods.values()):
         return False
-    if sample.at - previous.at < 1.0:
-        return False
-    ctx.memory["leaving"] = sample
-    answered = all(pod is not None for pod in sample.target.pods.values())
-    return answered and not begun_between(previous.target, sample.target)
+    earlier: deque[Sample] = ctx.memory.setdefault("leaving", deque(maxlen=_LOOKS_KEPT))
+    earlier.append(sample)
+    return any(
+        sample.at - each.at >= quiet_s
+        and sample.target.pods.keys() <= each.target.pods.keys()
+        and not begun_between(each.target, sample.target)
+        for each in earlier
+    )

@@ -9,29 +9,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tpu_migration.clients.gke import CALL_TIMEOUT_S
 from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
-from tpu_migration.errors import PermanentError, TransientError
-from tpu_migration.record import Record
+from tpu_migration.errors import SupersededError, TransientError
+from tpu_migration.names import POOL_RUN_LABEL, run_hash
+from tpu_migration.record import Record, told
 from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore
 from tpu_migration.snapshot import Snapshots
+from tpu_migration.stages.approval import SHIFT
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
+from tpu_migration.stages.diagnostics import diagnostics_name, save_diagnostics
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
+from tpu_migration.stages.pool_removal import removed
 from tpu_migration.stages.shift import traffic_has_left_target
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0
 _GATEWAY_FOLLOWS_S = 60.0  # GKE: 8 s for weights, up to 36 s with endpoints, 60 s for a backend
-_LATE_CREATE_S = 2 * CALL_TIMEOUT_S + 5.0
+_LONGEST_PAUSE_S = 15.0
 _DRAIN_S = 600.0  # the longest stream that is waited for before the TPU pods are told to end
 
 
 def step(ctx: Context) -> Outcome:
     """Bring this run to a safe end and say in `Failed` what went wrong, in `Done` that it stands."""
+    try:
+        return _step(ctx)
+    except SupersededError as error:
+        # A restore, by whomever, raises the epoch. Whose the record is now, the next look tells.
+        ctx.epoch = None
+        return Waiting(1.0, f"looking again: {error}")
+
+
+def _step(ctx: Context) -> Outcome:
     record = ctx.records.read()
     if record is None:
         return _without_record(ctx)
@@ -39,18 +51,20 @@ def step(ctx: Context) -> Outcome:
         return Failed(f"this run made nothing (run {record.run_id} has {record.workload}): see the failed stage")
     ctx.epoch = record.epoch
     if record.phase in ENDED:
-        return _end(record)
+        return _end(ctx, record)
     if record.phase in AFTER_COMMIT:
         return _after_commit(ctx, record)
     if record.phase is Phase.GATED and ctx.plan.stop_after == "gate":
         return _release(ctx, record, Phase.PROVEN)
+    if record.phase is Phase.GATED and record.said_no(SHIFT):
+        return _release(ctx, record, Phase.REJECTED)
     if record.phase is not Phase.FALLING_BACK or not _route_is_restored(ctx, record):
         return _restore(ctx, record)
     if observed_percent(ctx.kube, record):
         return _bring_the_rest_home(ctx, record)
     if record.fallback and record.fallback.observed is None:
         return _verify(ctx, record)
-    return _release(ctx, record, Phase.FALLEN_BACK)
+    return _release(ctx, record, _home(record))
 
 
 def _without_record(ctx: Context) -> Outcome:
@@ -65,13 +79,17 @@ def _without_record(ctx: Context) -> Outcome:
     ctx.epoch = None  # there is no record to write into
     return Failed(
         f"{reason}; users are on the source as the snapshot has it. What it made is still there: Deployment "
-        f"{ctx.names.target} and node pool {ctx.names.pool}; delete them by hand"
+        f"{ctx.names.target} and the node pool labelled {POOL_RUN_LABEL}={run_hash(ctx.run_id)}; delete them by hand"
     )
 
 
 def _restore(ctx: Context, record: Record) -> Outcome:
     done = _send_to_safe_route(ctx, why_it_failed(record))
-    return Waiting(0, f"route restored at epoch {done.epoch}: {done.reason}")
+    ctx.epoch = None  # others may restore in the same moment; the next look tells which epoch it is
+    again: int = ctx.memory.setdefault("restores", 0)
+    ctx.memory["restores"] = again + 1
+    pause_s = min(_LONGEST_PAUSE_S, again)  # a record that does not follow must not be asked without a breath
+    return Waiting(pause_s, f"route restored at epoch {done.epoch}: {done.reason}")
 
 
 def _send_to_safe_route(ctx: Context, reason: str) -> Restored:
@@ -112,50 +130,37 @@ def _verify(ctx: Context, record: Record) -> Outcome:
         return Waiting(0, "the traffic has left the target")
     if ctx.clock.monotonic() - since > _VERIFY_S:
         ctx.log("the traffic was not seen to leave the target within %d s; going on", _VERIFY_S)
-        return _release(ctx, record, Phase.FALLEN_BACK)
+        return _release(ctx, record, _home(record))
     return Waiting(1.0, "watching the traffic leave the target")
 
 
+def _home(record: Record) -> Phase:
+    """Return the end of a run whose users are home: people's no is not a fall-back, whoever carried it out."""
+    return Phase.REJECTED if record.said_no(SHIFT) else Phase.FALLEN_BACK
+
+
 def _release(ctx: Context, record: Record, end: Phase) -> Outcome:
-    """Let streams end, then remove the target, its pool and the scaffolding."""
+    """Let streams end, then remove the scaffolding, the target and its pool, unless they are wanted for a diagnosis."""
     if (waiting := _gateway_may_still_follow(ctx, record) or _streams_still_run(ctx, record)) is not None:
         return waiting
     unpin_source(ctx, record)
     remove_scaffolding(ctx)
+    if end is Phase.FALLEN_BACK:
+        save_diagnostics(ctx, record)
+        if ctx.plan.on_fallback == "keep":
+            return _end(ctx, ctx.update(lambda r: replace(r.moved_to(Phase.HELD), intent="")))
     if not remove_target(ctx):
         return Waiting(2.0, "the TPU pods are ending")
-    if (waiting := _pool_is_there(ctx, record)) is not None:
+    if (waiting := removed(ctx, record)) is not None:
         return waiting
-    ended = ctx.update(lambda r: replace(r.moved_to(end), intent="", operation=""))
-    return _end(ended)
+    now = ctx.clock.now()
+    ended = ctx.update(lambda r: replace(_over(r, now).moved_to(end), intent="", operation=""))
+    return _end(ctx, ended)
 
 
-def _pool_is_there(ctx: Context, record: Record) -> Waiting | None:
-    """Cancel, read, delete; None once the pool is gone and nothing can bring it back."""
-    if record.operation:
-        _cancel(ctx, record.operation)
-        ctx.update(lambda r: replace(r, operation=""))
-        return Waiting(2.0, f"cancelling {record.operation}: a pool that comes late must not stay")
-    pool = ctx.pools.get(record.pool)
-    running = ctx.pools.running_operations(record.pool)
-    if pool is not None and pool.status != "STOPPING" and not running:
-        ctx.pools.delete(record.pool)
-    if pool is not None or running:
-        ctx.memory.pop("pool_gone_since", None)
-        return Waiting(3.0, f"node pool {record.pool} is being deleted")
-    gone_s = ctx.clock.monotonic() - ctx.memory.setdefault("pool_gone_since", ctx.clock.monotonic())
-    if record.intent.startswith("create node pool") and gone_s < _LATE_CREATE_S:
-        return Waiting(3.0, f"seeing that no late answer still makes node pool {record.pool}")
-    return None
-
-
-def _cancel(ctx: Context, operation: str) -> None:
-    """Ask for an end; one that is over already, or forgotten, is none to wait for."""
-    try:
-        if not ctx.pools.operation(operation).done:
-            ctx.pools.cancel(operation)
-    except PermanentError as error:
-        ctx.log("going on: %s", error)
+def _over(record: Record, now: float) -> Record:
+    """Note that nothing is left of a last attempt at a node pool that came to nothing."""
+    return record.with_attempt(ended=now) if record.attempt and not record.attempt.ended else record
 
 
 def _gateway_may_still_follow(ctx: Context, record: Record) -> Waiting | None:
@@ -192,11 +197,21 @@ def _after_commit(ctx: Context, record: Record) -> Outcome:
     )
 
 
-def _end(record: Record) -> Outcome:
+def _end(ctx: Context, record: Record) -> Outcome:
     if record.phase in _GREEN:
-        return Done({"phase": str(record.phase)})
-    if record.phase is Phase.HELD:
+        asked = {each.what: told(each) for each in record.approvals}
+        return Done({"phase": str(record.phase), **asked})
+    reason = record.fallback.reason if record.fallback else why_it_failed(record)
+    saved = f"; what the TPU side said last is in ConfigMap {diagnostics_name(record)}" if record.fallback else ""
+    if record.phase is Phase.HELD and record.fallback is None:
         sentence = (record.verdict or {}).get("sentence", "")
         return Failed(f"inconclusive: {sentence}; no traffic moved, the TPU is kept for a closer look", "inconclusive")
-    reason = record.fallback.reason if record.fallback else why_it_failed(record)
-    return Failed(f"users are on {record.source.accelerator} as before, the TPU is released. Why: {reason}", "breach")
+    home = f"users are on {record.source.accelerator} as before"
+    if record.phase is Phase.HELD:
+        return Failed(
+            f"{home}. The TPU is kept, as the plan says (on_fallback=keep): Deployment {record.target} in node pool "
+            f"{record.pool} costs money until `tpu-migration restore {record.workload}` and the next run, or "
+            f"`tpu-migration deploy --accelerator gpu`, end it. Why: {reason}{saved}",
+            "breach",
+        )
+    return Failed(f"{home}, the TPU is released. Why: {reason}{saved}", "breach")
