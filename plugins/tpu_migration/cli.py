@@ -105,6 +105,29 @@ def _restore(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _approve_arguments(parser: argparse.ArgumentParser) -> None:
+    _cluster_arguments(parser)
+    parser.add_argument("workload")
+    parser.add_argument("--reject", action="store_true", help="say no")
+    parser.add_argument("--reason", default="", help="kept in the record beside the answer")
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    from tpu_migration.answers import answer, open_question
+    from tpu_migration.clients.kubernetes import from_environment
+    from tpu_migration.clock import SystemClock
+
+    kube, name = from_environment(), arguments.workload
+    what = open_question(kube, arguments.namespace, name)
+    by = f"{os.environ.get('USER', 'a person')} at a terminal"
+    approved = not arguments.reject
+    answer(
+        kube, arguments.namespace, name, what, approved=approved, by=by, reason=arguments.reason, clock=SystemClock()
+    )
+    print(f"{name}: the {what} is {'approved' if approved else 'rejected'}; the run sees it at its next look.")
+    return 0
+
+
 def _guard_arguments(parser: argparse.ArgumentParser) -> None:
     from tpu_migration.guard import add_arguments
 
@@ -115,7 +138,13 @@ def _guard(arguments: argparse.Namespace) -> int:
     from tpu_migration.clients.kubernetes import from_environment
     from tpu_migration.guard import run
 
-    return run(from_environment(), arguments.namespace, arguments.identity, once=arguments.once)
+    return run(
+        from_environment(),
+        arguments.namespace,
+        arguments.identity,
+        once=arguments.once,
+        metrics_port=arguments.metrics_port,
+    )
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +157,18 @@ def _bench(arguments: argparse.Namespace) -> int:
     from tpu_migration.bench.loadgen import main as bench
 
     return bench(arguments)
+
+
+def _parity_arguments(parser: argparse.ArgumentParser) -> None:
+    from tpu_migration.bench.parity import add_arguments
+
+    add_arguments(parser)
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    from tpu_migration.bench.parity import main as parity
+
+    return parity(arguments)
 
 
 def _prober_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,15 +231,47 @@ def _preflight(arguments: argparse.Namespace) -> int:
     return preflight(arguments)
 
 
+def _deploy_arguments(parser: argparse.ArgumentParser) -> None:
+    from tpu_migration.deploy_cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from tpu_migration.deploy_cli import main as deploy
+
+    return deploy(arguments)
+
+
+def _janitor_arguments(parser: argparse.ArgumentParser) -> None:
+    from tpu_migration.janitor_cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _janitor(arguments: argparse.Namespace) -> int:
+    from tpu_migration.janitor_cli import main as janitor
+
+    return janitor(arguments)
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
 _COMMANDS: dict[str, _Command] = {
     "status": ("show migrations as their records in the cluster tell them", _status_arguments, _status),
     "restore": ("send users to the safe route, now", _restore_arguments, _restore),
+    "approve": ("answer what a migration waits for people to decide", _approve_arguments, _approve),
     "plan": ("tell whether a model fits, what it costs and what is lost on TPU", _plan_arguments, _plan),
     "preflight": ("check a live workload for a migration; changes nothing", _preflight_arguments, _preflight),
+    "deploy": (
+        "set up vLLM without Airflow, or go back to GPU; moves nobody to TPU",
+        _deploy_arguments,
+        _deploy,
+    ),
+    "janitor": ("find node pools that outlived their run, and delete them if asked to", _janitor_arguments, _janitor),
     "translate": ("translate vLLM manifests from GPU to TPU", _translate_arguments, _translate),
     "bench": ("load an OpenAI-compatible server and write down each request", _bench_arguments, _bench),
+    "parity": ("compare the answers of two servers", _parity_arguments, _parity),
     "judge": ("judge a candidate's benchmark against a baseline's", _judge_arguments, _judge),
     "prober": ("stream through the Gateway all the time and count what fails", _prober_arguments, _prober),
     "guard": ("be the dead man's switch of a namespace", _guard_arguments, _guard),

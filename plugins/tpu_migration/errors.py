@@ -15,6 +15,10 @@ class NotServedError(PermanentError):
     """Report an API that the cluster does not have: its CRD is not installed, or the namespace is missing."""
 
 
+class NoCapacityError(PermanentError):
+    """Report a node pool that did not come, or did not last: another kind of capacity or zone may do better."""
+
+
 class TransientError(MigrationError):
     """Report a state that may pass by itself: a timeout, a busy server, a lost connection."""
 

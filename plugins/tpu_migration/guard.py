@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpu_migration.clients.kubernetes import DEPLOYMENTS, LEASES, Kubernetes
+from tpu_migration.clients.kubernetes import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    HTTP_ROUTES,
+    LEASES,
+    SECRETS,
+    Kubernetes,
+)
 from tpu_migration.clock import Clock, SystemClock, micro_time
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError
+from tpu_migration.exposition import render, serve
 from tpu_migration.lease import DURATION_S
 from tpu_migration.names import GUARD_LEASE, MANAGED_BY, SCHEMA_ANNOTATION, record_name
 from tpu_migration.record import SCHEMA_VERSION, Record, RecordError, all_records
@@ -28,6 +38,22 @@ TICK_S = 1.0
 IDLE_LIMIT_S = 1800.0
 _BLIND_S = 10.0  # what stood still while the guard itself could not look proves nothing
 BEAT_EVERY_S = 5.0
+
+RIGHTS_EVERY_S = 600.0
+# What a restore takes, and the end of the target; include/manifests/guard.yaml grants it.
+RIGHTS = (
+    ("get", CONFIG_MAPS, ""),
+    ("list", CONFIG_MAPS, ""),
+    ("update", CONFIG_MAPS, ""),
+    ("get", SECRETS, ""),
+    ("list", SECRETS, ""),
+    ("get", HTTP_ROUTES, ""),
+    ("create", HTTP_ROUTES, ""),
+    ("update", HTTP_ROUTES, ""),
+    ("list", ENDPOINT_SLICES, ""),
+    ("get", DEPLOYMENTS, ""),
+    ("patch", DEPLOYMENTS, "scale"),
+)
 
 NO_USER_DEPENDS = frozenset({Phase.PLANNED, Phase.PROVISIONED, Phase.DEPLOYED, Phase.WARM, Phase.GATED})
 
@@ -47,14 +73,21 @@ class Guard:
     clock: Clock
     identity: str = "guard"
     seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+    records: dict[str, Record | RecordError] = field(default_factory=dict)  # as last read
+    lacking: tuple[str, ...] = ()  # rights
     _restored_unreadable: dict[str, str] = field(default_factory=dict)
     _beaten: float = float("-inf")
+    _asked: float = float("-inf")
     _looked: float = float("-inf")
 
     def tick(self) -> list[str]:
-        """Beat, look at every migration, and return the workloads that were restored."""
-        self._beat()
-        records = all_records(self.kube, self.namespace)
+        """Look at every migration, and return the workloads that were restored.
+
+        Beats, unless it could not help: what leans on its heartbeat must not begin then.
+        """
+        records = self.records = all_records(self.kube, self.namespace)
+        if not self.lacking:
+            self._beat()
         now = self.clock.monotonic()
         if now - self._looked > _BLIND_S:
             self.seen.clear()
@@ -68,6 +101,23 @@ class Guard:
                 # One workload's trouble, whatever it is, must not keep the guard from the others.
                 log.exception("could not help %s, will try again", workload)
         return rescued
+
+    def ask_for_rights(self) -> None:
+        """See now and then what it may not do; while there is anything, it does not beat, and helps as it can."""
+        now = self.clock.monotonic()
+        if now - self._asked < (TICK_S * 10 if self.lacking else RIGHTS_EVERY_S):
+            return
+        lacking = tuple(
+            f"{verb} {resource.plural}{'/' + sub if sub else ''}"
+            for verb, resource, sub in RIGHTS
+            if not self.kube.may(verb, resource, self.namespace, sub)
+        )
+        if lacking:
+            log.error(
+                "the guard's service account lacks rights in namespace %s: %s; until it has them it gives no sign of "
+                "life, and no user is moved; apply include/manifests/guard.yaml", self.namespace, ", ".join(lacking)
+            )  # fmt: skip
+        self.lacking, self._asked = lacking, now
 
     def _is_left_alone(self, workload: str, record: Record | RecordError) -> bool:
         """Tell whether a migration's lease has stood still for too long, seen from here."""
@@ -166,17 +216,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the guard's arguments."""
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--identity", default="guard", help="who writes the heartbeat, e.g. the pod's name")
+    parser.add_argument("--metrics-port", type=int, default=0, help="serve /metrics on $POD_IP; 0: do not")
     parser.add_argument("--once", action="store_true", help="look once and exit; a dead lease needs two looks")
 
 
-def run(kube: Kubernetes, namespace: str, identity: str, *, once: bool) -> int:
+def run(kube: Kubernetes, namespace: str, identity: str, *, once: bool, metrics_port: int = 0) -> int:
     """Tick until told to stop."""
     guard = Guard(kube, namespace, SystemClock(), identity)
+    if metrics_port:
+        serve(os.environ.get("POD_IP") or "127.0.0.1", metrics_port, lambda: render(guard.records))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     while not stop.is_set():
         try:
+            guard.ask_for_rights()
             guard.tick()
         except PermanentError as error:
             log.error("%s", error)

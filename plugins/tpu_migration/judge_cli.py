@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tpu_migration.bench.results import ResultCorrupt, client_health, parse
-from tpu_migration.domain.gate import Observations, PolicyError, judge, load_policy
+from tpu_migration.bench.results import BenchRun, client_health, parse
+from tpu_migration.bench.sealed import ResultCorrupt
+from tpu_migration.domain.gate import Observations, Policy, PolicyError, Verdict, judge, load_policy
 from tpu_migration.errors import PermanentError
 from tpu_migration.resources import read_text
 
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, help="a name in include/policies, or a file")
     parser.add_argument("--look", type=int, default=1, choices=(1, 2, 3), help="which look at the data this is")
     parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report, one page")
     parser.add_argument("baseline", type=Path, help="file of `tpu-migration bench` on the baseline")
     parser.add_argument("candidate", type=Path, help="file of `tpu-migration bench` on the candidate")
 
@@ -38,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     except (OSError, UnicodeDecodeError, ResultCorrupt, PolicyError, PermanentError) as error:
         print(f"tpu-migration judge: {error}", file=sys.stderr)
         return _EXIT_INPUT
-    left_out = [name for name in ("capacity", "cost") if getattr(policy, name) is not None]
+    left_out = [name for name in ("capacity", "cost", "quality") if getattr(policy, name) is not None]
     policy = policy.without(*left_out)
     if policy.void is not None and policy.void.arm_events:
         policy = replace(policy, void=replace(policy.void, arm_events=False))
@@ -51,6 +54,12 @@ def main(arguments: argparse.Namespace) -> int:
     verdict = judge(
         policy, runs["baseline"].results, runs["candidate"].results, observations=observations, look=arguments.look
     )
+    if arguments.html:
+        try:
+            arguments.html.write_text(_report(policy, runs, verdict), encoding="utf-8")
+        except OSError as error:
+            print(f"tpu-migration judge: {error}", file=sys.stderr)
+            return _EXIT_INPUT
     if arguments.format == "json":
         print(json.dumps(verdict.to_dict(), indent=2))
     else:
@@ -58,3 +67,18 @@ def main(arguments: argparse.Namespace) -> int:
         for check in verdict.checks:
             print(f"  {check.outcome:<12} {check.name:<16} {check.sentence}")
     return EXIT_CODES[verdict.outcome]
+
+
+def _report(policy: Policy, runs: Mapping[str, BenchRun], verdict: Verdict) -> str:
+    from tpu_migration.domain.gate import evidence
+    from tpu_migration.report.page import gate_page
+
+    results = {name: run.results for name, run in runs.items()}
+    look = evidence.look_entry("1", results["baseline"], results["candidate"], {})
+    found = {
+        "limits": evidence.limits(policy, None),
+        "arms": {name: evidence.distributions(side) for name, side in results.items()},
+        "looks": [{**look, "outcome": verdict.outcome}],
+        "clients": [evidence.client_entry(name, run.summary) for name, run in runs.items()],
+    }
+    return gate_page(f"Benchmark gate, policy {policy.name}", verdict.to_dict(), found)

@@ -50,10 +50,12 @@ class Lease:
     A newer worker of the same run takes it at once; a worker of another run never does.
     """
 
-    def __init__(self, kube: Kubernetes, namespace: str, workload: str, holder: Holder, clock: Clock) -> None:
+    def __init__(
+        self, kube: Kubernetes, namespace: str, workload: str, holder: Holder, clock: Clock, name: str = ""
+    ) -> None:
         self._kube = kube
         self._namespace = namespace
-        self._name = record_name(workload)
+        self._name = name or record_name(workload)
         self._workload = workload
         self.holder = Holder(holder.run_id, holder.task, holder.attempt, holder.nonce or uuid.uuid4().hex[:12])
         self._clock = clock
@@ -62,17 +64,27 @@ class Lease:
         self.replaced = False  # a newer worker of the same run has it: that one goes on
         self._lock = threading.Lock()
 
+    def current_holder(self) -> Holder | None:
+        """Return who holds the lease, of whichever run; None if nobody does."""
+        found = self._kube.get(LEASES, self._name, self._namespace)
+        identity = (found["spec"].get("holderIdentity") if found else None) or ""
+        return Holder.parse(identity) if identity else None
+
     def other_holder(self) -> Holder | None:
         """Return who of another run holds the lease, or None."""
-        found = self._kube.get(LEASES, self._name, self._namespace)
-        holder = Holder.parse(found["spec"].get("holderIdentity") or "") if found else Holder("", "")
-        return holder if holder.run_id not in ("", self.holder.run_id) else None
+        holder = self.current_holder()
+        return holder if holder and holder.run_id != self.holder.run_id else None
 
-    def acquire(self, *, from_the_dead: bool = False) -> None:
+    def is_mine(self) -> bool:
+        """Tell whether this very worker holds the lease right now."""
+        return str(self.current_holder() or "") == str(self.holder)
+
+    def acquire(self, *, from_the_dead: bool = False, begins_the_run: bool = False) -> None:
         """Take the lease; NotHolderError names the other run that holds it.
 
         `from_the_dead` takes it from another run, too: the caller has seen it stand still for a whole
-        lease. Raises ConflictError if somebody wrote it in between.
+        lease. `begins_the_run` is for the first task of a run: any other task of it is further on, and
+        keeps the lease. Raises ConflictError if somebody wrote it in between.
         """
         sent = self._clock.monotonic()
         found = self._kube.get(LEASES, self._name, self._namespace)
@@ -85,6 +97,11 @@ class Lease:
                     f"{self._workload} is being worked on by run {current.run_id} ({current.task}); "
                     "wait for its end, or send users home with "
                     f"`tpu-migration restore {self._workload}` and start again"
+                )
+            if begins_the_run and current.run_id == self.holder.run_id and current.task != self.holder.task:
+                raise NotHolderError(
+                    f"{self._workload}: {current.task} of this run holds the lease, so {self.holder.task} is over; "
+                    "this worker of it was cut off for a while, and stops"
                 )
             if self._is_older_than(current):
                 self.replaced = True
@@ -152,9 +169,12 @@ class Lease:
             raise NotHolderError(f"{self._workload}: {self._lost}; this worker stops")
 
     def release(self) -> None:
-        """Give the lease back at the end of a run; one that is in other hands is left alone."""
+        """Give the lease back at the end of a run; one that is in other hands is left alone.
+
+        Those of a newer worker of the same run are other hands, too: it is in the middle of its work.
+        """
         found = self._kube.get(LEASES, self._name, self._namespace)
-        if found and Holder.parse(found["spec"].get("holderIdentity") or "").run_id == self.holder.run_id:
+        if found and found["spec"].get("holderIdentity") == str(self.holder):
             found["spec"]["holderIdentity"] = ""
             found["spec"]["renewTime"] = micro_time(self._clock.now())
             self._kube.replace(found)

@@ -12,6 +12,12 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "tpu-migration"}
 RECORD_LABEL = "tpu-migration/record"
 WORKLOAD_LABEL = "tpu-migration/workload"
 RUN_LABEL = "tpu-migration/run"
+# Of node pools, whose labels GKE hands on to their nodes: run, workload, and when the run is over at the latest.
+POOL_RUN_LABEL = "tpu-migration-run"
+POOL_NAMESPACE_LABEL = "tpu-migration-namespace"
+POOL_WORKLOAD_LABEL = "tpu-migration-workload"
+POOL_EXPIRES_LABEL = "tpu-migration-expires"  # Unix seconds
+STACK_LABEL = "tpu-migration/stack"  # of what deploy_all set up by itself: the name of the stack's Service
 ARM_HEADER = "x-tpu-migration-arm"  # reaches one arm through the Gateway, on the probe route only
 SOURCE_ARM = "source"
 TARGET_ARM = "target"
@@ -23,6 +29,16 @@ SCHEMA_ANNOTATION = "tpu-migration/schema-version"  # on the guard's Lease: whic
 def record_name(workload: str) -> str:
     """Return the name of the record's ConfigMap and of the Lease."""
     return f"tpu-migration-{workload}"
+
+
+def canary_lease(workload: str) -> str:
+    """Return the name of the Lease that keeps two canaries from loading a workload at the same time."""
+    return f"{record_name(workload)}-canary"
+
+
+def history_name(workload: str) -> str:
+    """Return the name of the ConfigMap with what the canaries saw."""
+    return f"{record_name(workload)}-history"
 
 
 def run_hash(run_id: str) -> str:
@@ -42,10 +58,13 @@ class Names:
         """The TPU Deployment, its Service and its policies."""
         return f"{self.workload}-tpu"
 
-    @property
-    def pool(self) -> str:
-        """The TPU node pool; GKE allows 40 characters."""
-        return f"tpu-{self.workload[:24].rstrip('-')}-{run_hash(self.run_id)}"
+    def pool(self, attempt: int = 1) -> str:
+        """Return the name of the TPU node pool of an attempt, counted from 1; GKE allows 40 characters.
+
+        Each attempt has a name of its own: a pool that comes late is never taken for the next one.
+        """
+        name = f"tpu-{self.workload[:24].rstrip('-')}-{run_hash(self.run_id)}"
+        return name if attempt == 1 else f"{name}-{attempt}"
 
     @property
     def probe_route(self) -> str:

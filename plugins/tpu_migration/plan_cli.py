@@ -13,14 +13,13 @@ from typing import Any
 from tpu_migration.domain.accelerators import AcceleratorError, Accelerators, parse_accelerators
 from tpu_migration.domain.assessment import SOURCE, assess
 from tpu_migration.domain.cost import GIVEN, Throughput
-from tpu_migration.domain.features import parse_features
 from tpu_migration.domain.fit import ModelConfigError
 from tpu_migration.domain.prices import KINDS
 from tpu_migration.domain.profiles import ProfileError, parse_profiles
 from tpu_migration.domain.translation import InputError, load
 from tpu_migration.planning import Options, build_subject, choose_target
 from tpu_migration.report.plan_page import render
-from tpu_migration.resources import read_text
+from tpu_migration.resources import features, read_text
 from tpu_migration.translate_cli import BAD_INPUT, BLOCKED, OK, positive, read_input
 
 
@@ -83,7 +82,7 @@ def main(args: argparse.Namespace, today: dt.date | None = None) -> int:
         target = choose_target(args.target, args.profile, known, profiles)
         objects = load(read_input(args.filename))[0] if args.filename else None
         subject, found = build_subject(objects, _options(args), target)
-        assessment = assess(subject, known, parse_features(read_text("features.yaml")), today)
+        assessment = assess(subject, known, features(), today)
     except (InputError, AcceleratorError, ModelConfigError, ProfileError) as error:
         place = f"{'stdin' if args.filename == '-' else args.filename}: " if isinstance(error, InputError) else ""
         sys.stderr.write(f"error: {place if args.filename else ''}{error}\n")

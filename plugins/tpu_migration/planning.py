@@ -18,6 +18,7 @@ from tpu_migration.domain.translation import (
     InputError,
     Manifest,
     Sizing,
+    Translation,
     command_line,
     config_maps,
     describe_source,
@@ -88,10 +89,13 @@ def _of_profile(profile: Profile, known: Accelerators) -> Target:
     return Target(known.gpu(profile.accelerator), profile.chips)
 
 
-def build_subject(objects: Sequence[Manifest] | None, options: Options, target: Target) -> tuple[Subject, FoundModel]:
+def build_subject(
+    objects: Sequence[Manifest] | None, options: Options, target: Target, translation: Translation | None = None
+) -> tuple[Subject, FoundModel]:
     """Translate the source among `objects`, and find the models on both sides and how they are served.
 
     `objects` are the Deployment and what belongs to it, live or from a file; None plans for `options.model` alone.
+    `translation` is theirs onto the target, where the caller has it already.
     Raises InputError for objects without one vLLM workload on GPUs, ModelConfigError for a model nobody knows.
     """
     alone = objects is None
@@ -108,7 +112,8 @@ def build_subject(objects: Sequence[Manifest] | None, options: Options, target: 
     moved = _Moved(source_model, source_serving, line, (), source.replicas)
     replacement = None if alone or options.model == source_model else options.model
     if isinstance(target.accelerator, Slice):
-        moved = _translated(options, objects, target.accelerator, before, moved, replacement)
+        translation = translation or _translate(options, objects, target.accelerator, before, replacement)
+        moved = _served(translation, options, target.accelerator, before, moved, replacement)
     else:
         moved = replace(moved, serving=replace(source_serving, tensor_parallel=None))
     after = before if moved.model == source_model else find_model(moved.model, options.model_config)
@@ -180,22 +185,27 @@ class _Moved:
     replicas: int
 
 
-def _translated(
-    options: Options,
-    objects: Sequence[Manifest],
-    target: Slice,
-    before: FoundModel,
-    source: _Moved,
-    replacement: str | None,
-) -> _Moved:
-    """Translate the source and read from the result what the target will serve, and how."""
+def _translate(
+    options: Options, objects: Sequence[Manifest], target: Slice, before: FoundModel, replacement: str | None
+) -> Translation:
     sizing = Sizing(
         max_model_len=options.max_model_len or before.shape.max_position or None,
         max_num_seqs=options.max_num_seqs,
         model=replacement,
         text_only=options.text_only,
     )
-    result = translate(objects, target=target, image=DEFAULT_IMAGE, replicas=options.replicas, sizing=sizing)
+    return translate(objects, target=target, image=DEFAULT_IMAGE, replicas=options.replicas, sizing=sizing)
+
+
+def _served(
+    result: Translation,
+    options: Options,
+    target: Slice,
+    before: FoundModel,
+    source: _Moved,
+    replacement: str | None,
+) -> _Moved:
+    """Read from a translation what the target will serve, and how."""
     served = next((each for each in result.manifests if each.get("kind") == "Deployment" and is_tpu(each)), None)
     blockers = tuple(result.blockers)
     if served is None:

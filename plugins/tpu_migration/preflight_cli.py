@@ -8,7 +8,10 @@ import sys
 from typing import Any
 
 from tpu_migration.clients.gke import NodePools
+from tpu_migration.clients.google import cluster_manager, token_of
+from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import Kubernetes, from_environment
+from tpu_migration.clients.prometheus import prometheus_of
 from tpu_migration.clock import Clock, SystemClock
 from tpu_migration.domain.plan import Plan, PlanError
 from tpu_migration.domain.preflight import Cluster
@@ -28,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--param",
         action="append",
         default=[],
-        type=_param,
+        type=param,
         metavar="NAME=VALUE",
         help="another parameter of the plan, such as peak_rps=12 or steps=[1,50,100]; may be repeated",
     )
 
 
-def _param(text: str) -> tuple[str, Any]:
+def param(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE, the value as JSON where it is some, for argparse."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, for example peak_rps=12")
@@ -58,23 +62,29 @@ def main(
     except PlanError as error:
         sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
-    cluster, unchecked = _cluster(plan, google)
-    holder = Holder("preflight at a terminal", "preflight", 1)  # it takes no lease, so that no write is let through
-    pools = NodePools(None, plan.project_id, plan.location, plan.cluster)
-    context = Context.create(plan, holder, kube or from_environment(), pools, clock or SystemClock())
-    found = look_only(context, cluster, unchecked)
-    sys.stdout.write(render(found.report, plan))
-    return BLOCKED if found.report.blockers else OK
+    clock = clock or SystemClock()
+    # It takes no lease, so that no write is let through.
+    holder, pools = Holder("preflight at a terminal", "preflight", 1), _pools(None, plan)
+    context = Context.create(plan, holder, kube or from_environment(), pools, clock)
+    cluster, unchecked = _ask_google(context, google)
+    report = look_only(context, cluster, unchecked)
+    sys.stdout.write(render(report, plan))
+    return BLOCKED if report.blockers else OK
 
 
-def _cluster(plan: Plan, google: Any) -> tuple[Cluster | None, list[str]]:
-    """Read the cluster with Application Default Credentials; without them, say that it was not checked."""
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import container_v1
+def _pools(manager: Any, plan: Plan) -> NodePools:
+    return NodePools(manager, plan.project_id, plan.location, plan.cluster)
 
+
+def _ask_google(context: Context, manager: Any) -> tuple[Cluster | None, list[str]]:
+    """Read the cluster, and prepare what else Google tells a person; or say what was not checked."""
+    plan = context.plan
     try:
-        client = google or container_v1.ClusterManagerClient()
-        return NodePools(client, plan.project_id, plan.location, plan.cluster).cluster(), []
-    except (GoogleAuthError, MigrationError) as error:
+        if manager is None:
+            manager, credentials = cluster_manager()
+            context.permissions = Permissions(plan.project_id, lambda: token_of(credentials))
+            context.monitoring = prometheus_of(plan.prometheus_url, plan.project_id, lambda: token_of(credentials))
+        return _pools(manager, plan).cluster(), []
+    except MigrationError as error:
         first = str(error).partition("\n")[0]
-        return None, [f"GKE (access, kind of cluster, maintenance windows): {first}"]
+        return None, [f"GKE (access, kind of cluster, version, zones, maintenance windows): {first}"]

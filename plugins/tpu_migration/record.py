@@ -7,21 +7,21 @@ call arrives.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from tpu_migration.clients.kubernetes import CONFIG_MAPS, Kubernetes, Object
-from tpu_migration.domain.phases import ENDED, Phase, may_follow
+from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase, may_follow
 from tpu_migration.errors import ConflictError, PermanentError, SupersededError, TransientError
 from tpu_migration.names import MANAGED_BY, RECORD_LABEL, WORKLOAD_LABEL, record_name
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 256 * 1024
 _CAS_TRIES = 8
-_ENCODE = json.JSONEncoder(default=vars, sort_keys=True, separators=(",", ":")).encode
 
 
 class RecordError(PermanentError):
@@ -54,6 +54,11 @@ class Source:
     hpa: str = ""
     hpa_min_replicas: int | None = None  # the original, put back at the end
 
+    @property
+    def scarcity(self) -> str:
+        """Warn whoever gives the source up, or wants it back."""
+        return f"{self.accelerator} capacity may not be there again: what is given up goes to whoever asks next"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Source:
         """Read what `dataclasses.asdict` and JSON made of it; TypeError or KeyError on a foreign shape."""
@@ -69,6 +74,30 @@ class StageRun:
     started: float
     ended: float | None = None
     detail: str = ""
+    waited: float = 0.0  # seconds that the stage asked to wait, of those since it started
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to get a node pool. Unix seconds; `ended` with an error: nothing of it is left."""
+
+    offer: str  # as a person reads it: "spot in us-west4-a"
+    pool: str
+    began: float
+    error: str = ""
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A question to people and their answer. Unix seconds; `approved` is None until they have answered."""
+
+    what: str  # shift, decommission
+    asked: float
+    approved: bool | None = None
+    by: str = ""
+    reason: str = ""
+    answered: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,20 +144,23 @@ class Record:
     intent: str = ""
     waiting: str = ""
     operation: str = ""
+    attempts: tuple[Attempt, ...] = ()  # at a node pool, in order; none: the pool was there before and stays
+    approvals: tuple[Approval, ...] = ()  # what people were asked, in order
+    way_back: tuple[str, ...] = ()  # commands that bring the source back, once some of it is given up
     stages: tuple[StageRun, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
         """Return the record as JSON text."""
-        return _ENCODE(self)
+        return msgspec.json.encode(self, order="sorted").decode()
 
     @classmethod
     @lru_cache(maxsize=64)  # a keeper and a guard read the same text once a second; a record is never changed
     def from_json(cls, text: str) -> Record:
         """Read a record; raise RecordError if this version cannot be trusted with it."""
         try:
-            data = json.loads(text)
+            data = msgspec.json.decode(text)
             version = data.get("schema_version")
             if version != SCHEMA_VERSION:
                 raise RecordError(
@@ -148,6 +180,9 @@ class Record:
                     "shift": Shift(**data["shift"]),
                     "fallback": Fallback(**fallback) if fallback else None,
                     "stages": tuple(StageRun(**each) for each in data["stages"]),
+                    "attempts": tuple(Attempt(**each) for each in data.get("attempts", ())),
+                    "approvals": tuple(Approval(**each) for each in data.get("approvals", ())),
+                    "way_back": tuple(data.get("way_back", ())),
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -160,22 +195,90 @@ class Record:
         """Tell whether a run still works on the migration, or should."""
         return self.phase not in ENDED
 
+    @property
+    def pricing(self) -> str:
+        """The kind of price that the target's machines are paid by."""
+        return "spot" if self.attempt and self.attempt.offer.startswith("spot") else "on-demand"
+
+    @property
+    def stands_unjudged(self) -> bool:
+        """Tell a target that was only made warm from one that the gate could not decide on: people look at that one."""
+        return self.phase is Phase.HELD and self.verdict is None and self.fallback is None
+
+    def taken_back(self) -> Record:
+        """Return the record of a committed migration on its way back: the source stands again, at full strength.
+
+        The one way out of the phases after the commit. It makes the source the safe side, so whoever calls this has
+        just seen every one of its replicas serve.
+        """
+        if self.phase not in AFTER_COMMIT:
+            raise PermanentError(f"a migration that is {self.phase} falls back without being taken back")
+        return replace(
+            self, phase=Phase.FALLING_BACK, source_capacity=self.source.replicas, fallback=None, intent="", operation=""
+        )
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The last attempt at a node pool, which `pool` and `operation` are of."""
+        return self.attempts[-1] if self.attempts else None
+
+    def with_attempt(self, **changes: Any) -> Record:
+        """Return the record with its last attempt changed."""
+        return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **changes)))
+
+    def approval(self, what: str) -> Approval | None:
+        """Return the question about `what` with its answer, None if it was not asked."""
+        return next((each for each in self.approvals if each.what == what), None)
+
+    def said_no(self, what: str) -> bool:
+        """Tell whether people refused it, by word or by silence."""
+        asked = self.approval(what)
+        return asked is not None and asked.approved is False
+
+    def with_question(self, what: str, now: float) -> Record:
+        """Return the record with a question, unless it was asked before."""
+        if self.approval(what):
+            return self
+        return replace(self, approvals=(*self.approvals, Approval(what, now)))
+
+    def with_answer(self, what: str, *, approved: bool, by: str, reason: str, now: float) -> Record:
+        """Return the record with people's answer; the first one counts, and PermanentError says so to a later one."""
+        asked = self.approval(what)
+        if asked is None or not self.active:
+            raise PermanentError(f"{self.workload} is {self.phase} and asks nobody about {what}")
+        if asked.approved is not None:
+            raise PermanentError(f"{what} of {self.workload} is {told(asked)} already")
+        answer = replace(asked, approved=approved, by=by, reason=reason, answered=now)
+        return replace(self, approvals=tuple(answer if each is asked else each for each in self.approvals))
+
     def moved_to(self, phase: Phase) -> Record:
         """Return the record in another phase; raise PermanentError if the phases forbid it."""
         if not may_follow(self.phase, phase):
             raise PermanentError(f"a migration that is {self.phase} cannot become {phase}")
         return replace(self, phase=phase)
 
-    def with_stage(self, stage: str, state: str, began: float, now: float, detail: str = "") -> Record:
+    def with_stage(
+        self, stage: str, state: str, began: float, now: float, detail: str = "", waited: float = 0.0
+    ) -> Record:
         """Return the record with a stage begun, ended, or told of again.
 
-        `began` is when this worker took the stage up; an earlier worker's beginning counts.
+        `began` is when this worker took the stage up; an earlier worker's beginning counts. `waited` are the seconds
+        that the stage has waited since it was told of last.
         """
-        found = next((each for each in self.stages if each.stage == stage), None)
-        started = found.started if found and found.ended is None else began
-        run = StageRun(stage, state, started, None if state == "running" else now, detail)
+        found = next((each for each in self.stages if each.stage == stage and each.ended is None), None)
+        started, before = (found.started, found.waited) if found else (began, 0.0)
+        ended = None if state == "running" else now
+        run = StageRun(stage, state, started, ended, detail, round(before + waited, 3))
         others = tuple(each for each in self.stages if each.stage != stage)
         return replace(self, stages=(*others, run), waiting="" if state != "running" else self.waiting)
+
+
+def told(approval: Approval) -> str:
+    """Say an answer as a person reads it."""
+    if approval.approved is None:
+        return "not answered yet"
+    reason = f": {approval.reason}" if approval.reason else ""
+    return f"{'approved' if approval.approved else 'rejected'} by {approval.by}{reason}"
 
 
 class Records:
@@ -187,6 +290,7 @@ class Records:
         self.workload = workload
         self.name = record_name(workload)
         self._seen: Object | None = None  # as last read or written, for the next compare-and-swap
+        self.on_change: Callable[[Record | None, Record], object] = lambda before, after: None  # told of each write
 
     def read(self) -> Record | None:
         """Return the record, or None if there is none."""
@@ -201,6 +305,7 @@ class Records:
         found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
         if found is None:
             self._kube.create(self._config_map(record))
+            self.on_change(None, record)
             return
         previous = _record_in(found)
         if previous.active and previous.run_id != record.run_id:
@@ -209,6 +314,7 @@ class Records:
                 f"or send users home with `tpu-migration restore {self.workload}` and start again"
             )
         self._kube.replace(self._config_map(record, found["metadata"]["resourceVersion"]))
+        self.on_change(previous, record)
 
     def update(self, run_id: str, epoch: int, change: Callable[[Record], Record]) -> Record:
         """Change the record of this run and epoch by compare-and-swap and return it as written.
@@ -232,6 +338,7 @@ class Records:
                 self._seen = self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
             except ConflictError:
                 continue
+            self.on_change(record, changed)
             return changed
         raise TransientError(f"{self.name} is written by others all the time: lost {_CAS_TRIES} times")
 

@@ -6,7 +6,6 @@ wheel: managed Airflow syncs neither plugins/ nor include/ to its triggerer.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import yaml
 
 from tpu_migration.domain.accelerators import Accelerators, parse_accelerators
+from tpu_migration.domain.features import FeatureTable, parse_features
 from tpu_migration.domain.gate import Policy, load_policy
+from tpu_migration.domain.values import copied
 from tpu_migration.errors import PermanentError
 
 INCLUDE = Path(__file__).parent / "include"
@@ -32,7 +33,7 @@ def read_text(name: str) -> str:
 
 def manifests(name: str) -> list[dict[str, Any]]:
     """Return the documents of a YAML file of include/manifests; they are the caller's own."""
-    return deepcopy(_parsed(f"manifests/{name}"))
+    return copied(_parsed(f"manifests/{name}"))
 
 
 @cache
@@ -50,3 +51,9 @@ def policy(name: str) -> Policy:
 def accelerators() -> Accelerators:
     """Return the accelerators and their dated prices."""
     return parse_accelerators(read_text("accelerators.yaml"))
+
+
+@cache
+def features() -> FeatureTable:
+    """Return the capabilities that differ on TPU."""
+    return parse_features(read_text("features.yaml"))

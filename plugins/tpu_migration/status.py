@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpu_migration.clients.kubernetes import Kubernetes
-from tpu_migration.record import Record
+from tpu_migration.record import Attempt, Record, told
 from tpu_migration.restore import observed_percent, observed_safe_route
 
 
@@ -31,6 +31,11 @@ def stage_table(record: Record, now: float | None = None) -> list[dict[str, Any]
     ]
 
 
+def attempt_state(attempt: Attempt) -> str:
+    """Say in a few words what became of an attempt at a node pool."""
+    return attempt.error or ("its nodes are ready" if attempt.ended else "under way")
+
+
 def describe(kube: Kubernetes, record: Record) -> str:
     """Return the record as a person reads it."""
     route: Mapping[str, int] = observed_route(kube, record)
@@ -41,10 +46,16 @@ def describe(kube: Kubernetes, record: Record) -> str:
     ]
     for stage in stage_table(record):
         lines.append(f"  {stage['stage']:<13}{stage['state']:<9}{stage['seconds']:>8.1f} s")
+    for each in record.attempts:
+        lines.append(f"  node pool  {each.offer}: {attempt_state(each)} ({each.pool})")
+    lines += [f"  approval   {asked.what}: {told(asked)}" for asked in record.approvals]
     if record.waiting:
         lines.append(f"  now        {record.waiting}")
     if record.verdict:
         lines.append(f"  verdict    {record.verdict['outcome']}: {record.verdict['sentence']}")
     if record.fallback:
         lines.append(f"  fallback   {record.fallback.reason} (by {record.fallback.actor})")
+    if record.way_back:
+        lines.append(f"  way back   {record.source.scarcity}")
+        lines += [f"             {command}" for command in record.way_back]
     return "\n".join(lines)

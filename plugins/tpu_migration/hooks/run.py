@@ -9,10 +9,14 @@ from tpu_migration.clock import SystemClock
 from tpu_migration.domain.plan import Plan, PlanError
 from tpu_migration.errors import PermanentError
 from tpu_migration.hooks.migration import MigrationHook
+from tpu_migration.hooks.notices import tell
 from tpu_migration.hooks.pool import side_by_side
 from tpu_migration.lease import Holder
-from tpu_migration.stages import STAGES
+from tpu_migration.stages import stage_named
 from tpu_migration.stages.base import Context, StageRun
+
+# Parameters that are no part of the plan: why a run was started, and whether people are asked first.
+WHY, ASK = "why", "ask"
 
 
 def plan_from(params: Mapping[str, Any]) -> Plan:
@@ -25,7 +29,8 @@ def plan_from(params: Mapping[str, Any]) -> Plan:
 
 def stage_run(stage: str, params: Mapping[str, Any], run_id: str, attempt: int) -> StageRun:
     """Return a stage ready to be stepped, its clients made from the plan's connection."""
-    plan = plan_from(params)
+    found = stage_named(stage)
+    plan = plan_from({key: value for key, value in params.items() if key not in (WHY, ASK)})
     hook = MigrationHook(plan)
     context = Context.create(
         plan,
@@ -34,5 +39,10 @@ def stage_run(stage: str, params: Mapping[str, Any], run_id: str, attempt: int) 
         hook.node_pools(),
         SystemClock(),
         together=side_by_side,
+        monitoring=hook.monitoring(),
+        permissions=hook.permissions(),
+        tell=tell,
+        why=str(params.get(WHY) or ""),
+        lease_name=found.lease_name(plan.workload) if found.lease_name else "",
     )
-    return StageRun(STAGES[stage], context)
+    return StageRun(found, context)

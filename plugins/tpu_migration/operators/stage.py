@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 PATIENCE_S = 3.0
+_UNREACHED_BUDGET_S = 3600.0  # a cluster that does not answer for so long is lost
 
 
 class StageOperator(BaseOperator):  # type: ignore[misc]
@@ -27,38 +28,44 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
     ui_color = "#e8f0fe"
 
     def __init__(self, *, stage: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # By Airflow's own rule a task weighs as much as all after it: each stage would go before the restore.
+        super().__init__(**{"weight_rule": "absolute", **kwargs})
         self.stage = stage or self.task_id
 
     def execute(self, context: Mapping[str, Any]) -> Any:
         """Step the stage; return its result, fail with its reason, or defer to the trigger."""
+        return self._run(dict(context["params"]), context["run_id"], context["ti"].try_number)
+
+    def _run(self, params: dict[str, Any], run_id: str, attempt: int) -> Any:
+        from tpu_migration.hooks.notices import flush
+
+        try:
+            return self._step(params, run_id, attempt)
+        finally:
+            flush()  # Airflow ends this process without asking its threads
+
+    def _step(self, params: dict[str, Any], run_id: str, attempt: int) -> Any:
         # Google's and Kubernetes' clients are heavy: the scheduler parses this file, and must not load them.
-        from tpu_migration.errors import PermanentError, TransientError
+        from tpu_migration.drive import Turns
         from tpu_migration.hooks.run import stage_run
-        from tpu_migration.lease import renewing
         from tpu_migration.stages.base import Done, Failed
 
-        params, run_id, attempt = dict(context["params"]), context["run_id"], context["ti"].try_number
-        try:
-            run = stage_run(self.stage, params, run_id, attempt)
-        except PermanentError as error:
-            raise AirflowFailException(str(error)) from error
-        except TransientError as error:
-            self.log.warning("%s", error)
-            return self._defer(params, run_id, attempt, 3600.0)  # a cluster that does not answer for so long is lost
         patience = time.monotonic() + PATIENCE_S
-        with renewing(run.context.lease):
+        # The stage's own deadline begins with a deferral: what ends in here ends within seconds.
+        with Turns(lambda: stage_run(self.stage, params, run_id, attempt), lambda: False) as turns:
             while True:
-                outcome = run.step()
+                outcome = turns.take()
                 if isinstance(outcome, Done):
                     return outcome.result
                 if isinstance(outcome, Failed):
                     raise AirflowFailException(outcome.reason)
                 self.log.info("%s", outcome.why)
-                if time.monotonic() + outcome.seconds > patience:
+                if turns.run is None or time.monotonic() + outcome.seconds > patience:
                     break
                 time.sleep(outcome.seconds)
-        return self._defer(params, run_id, attempt, run.stage.budget_s(run.context.plan))
+        run = turns.run
+        budget_s = run.stage.budget_s(run.context.plan) if run else _UNREACHED_BUDGET_S
+        return self._defer(params, run_id, attempt, budget_s)
 
     def _defer(self, params: dict[str, Any], run_id: str, attempt: int, budget_s: float) -> None:
         from tpu_migration.triggers.stage import StageTrigger

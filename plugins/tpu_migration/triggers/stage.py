@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from tpu_migration.errors import PermanentError, TransientError
+from tpu_migration.drive import Turns
 from tpu_migration.hooks.pool import step_pool
 from tpu_migration.hooks.run import stage_run
-from tpu_migration.lease import renewing
-from tpu_migration.stages.base import Done, Failed, Outcome, StageRun, Waiting
-
-log = logging.getLogger(__name__)
+from tpu_migration.stages.base import Done, Failed, Waiting
 
 
 class StageTrigger(BaseTrigger):  # type: ignore[misc]
@@ -50,42 +47,17 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Step in a thread of our own pool, sleep as long as the stage says, and end with its outcome."""
         loop = asyncio.get_running_loop()
-        run = await self._start(loop)
-        if isinstance(run, Failed):
-            yield event(run)
-            return
-        told = ""
-        with renewing(run.context.lease):
-            while True:
-                outcome: Outcome = await loop.run_in_executor(step_pool(), run.step)
-                if not isinstance(outcome, Waiting):
-                    if run.context.lease.replaced:
-                        # An event of ours would end the task that our newer self is working on.
-                        self.log.warning("%s goes on in another triggerer; this one keeps still", self.stage)
-                        await asyncio.Event().wait()
-                    yield event(outcome)
-                    return
-                if time.time() > self.deadline:
-                    yield event(await loop.run_in_executor(step_pool(), run.time_out, outcome.why))
-                    return
-                if outcome.why != told:
-                    told = outcome.why
-                    self.log.info("%s: %s", self.stage, told)
+        make = partial(stage_run, self.stage, self.params, self.run_id, self.attempt)
+        with Turns(make, lambda: time.time() > self.deadline) as turns:
+            while isinstance(outcome := await loop.run_in_executor(step_pool(), turns.take), Waiting):
+                if turns.news:
+                    self.log.info("%s: %s", self.stage, turns.news)
                 await asyncio.sleep(outcome.seconds)
-
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> StageRun | Failed:
-        while True:
-            try:
-                return await loop.run_in_executor(
-                    step_pool(), stage_run, self.stage, self.params, self.run_id, self.attempt
-                )
-            except TransientError as error:
-                if time.time() > self.deadline:
-                    return Failed(str(error), "timeout")
-                self.log.warning("%s", error)
-                await asyncio.sleep(2.0)
-            except PermanentError as error:
-                return Failed(str(error))
+            if turns.replaced:
+                # An event of ours would end the task that our newer self is working on.
+                self.log.warning("%s goes on in another triggerer; this one keeps still", self.stage)
+                await asyncio.Event().wait()
+            yield event(outcome)
 
 
 def event(outcome: Done | Failed) -> TriggerEvent:
