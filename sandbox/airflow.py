@@ -8,6 +8,7 @@ from the shared log folder, so no log server is started at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -19,10 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import aiohttp
+from uuid import UUID
 
 from sandbox.addresses import free_port
+from sandbox.airflow_api import AirflowApi, AirflowFailed
 from sandbox.airflow_records import AirflowRecords
 from sandbox.airflow_settings import USER, Layout, Secrets, environment
 from sandbox.supervisor import REST, Child, Supervisor
@@ -39,11 +40,7 @@ FINAL_STATES = {"success", "failed"}
 POLL_S = 0.2
 
 
-class AirflowFailed(RuntimeError):
-    """Airflow did not start, or its command line refused what was asked; carries the end of the log."""
-
-
-class Airflow(AirflowRecords):
+class Airflow(AirflowRecords, AirflowApi):
     """One Airflow of its own directory; use as an async context manager, or call start() and close()."""
 
     def __init__(
@@ -68,6 +65,8 @@ class Airflow(AirflowRecords):
         self.layout = Layout(home, dags.resolve(), (plugins or empty).resolve(), free_port())
         super().__init__(self.layout.database, home / "logs")
         self.keys = Secrets()
+        # People log in with these, and so do the calls of the REST API.
+        self.url, self.user, self.password = self.layout.url, USER, self.keys.password
         self.env = environment(self.layout, self.keys, parallelism=parallelism, base=os.environ, extra=env or {})
         self._own_supervisor = supervisor is None
         self.supervisor = supervisor or Supervisor(self.logs)
@@ -87,19 +86,6 @@ class Airflow(AirflowRecords):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    @property
-    def url(self) -> str:
-        """Return the address of the UI and the REST API; people log in as `user` with `password`."""
-        return self.layout.url
-
-    @property
-    def user(self) -> str:
-        return USER
-
-    @property
-    def password(self) -> str:
-        return self.keys.password
 
     def _name(self, component: str) -> str:
         return f"airflow-{component}"
@@ -145,25 +131,17 @@ class Airflow(AirflowRecords):
     async def _ready(self, starting: set[str], newest: int, deadline_s: float) -> None:
         """Wait for the API and for a *new* job of each component: after a kill the old ones look alive."""
         until = time.monotonic() + deadline_s
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while True:
-                missing = {c for c in starting & JOB_TYPES.keys() if not self._has_job(c, newest)}
-                if not await self._answers(session):
-                    missing.add("api-server")
-                if not missing:
-                    return
-                if ended := COMPONENTS.keys() - self.running():
-                    raise AirflowFailed(self._report(f"ended while starting: {sorted(ended)}", ended))
-                if time.monotonic() > until:
-                    raise AirflowFailed(self._report(f"not ready after {deadline_s:.0f} s", missing))
-                await asyncio.sleep(POLL_S)
-
-    async def _answers(self, session: aiohttp.ClientSession) -> bool:
-        try:
-            async with session.get(f"{self.url}/api/v2/version") as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+        while True:
+            missing = {c for c in starting & JOB_TYPES.keys() if not self._has_job(c, newest)}
+            if not await self.answers():
+                missing.add("api-server")
+            if not missing:
+                return
+            if ended := COMPONENTS.keys() - self.running():
+                raise AirflowFailed(self._report(f"ended while starting: {sorted(ended)}", ended))
+            if time.monotonic() > until:
+                raise AirflowFailed(self._report(f"not ready after {deadline_s:.0f} s", missing))
+            await asyncio.sleep(POLL_S)
 
     def _newest_job(self) -> int:
         return int(self.rows("SELECT coalesce(max(id), 0) FROM job")[0][0])
@@ -193,6 +171,18 @@ class Airflow(AirflowRecords):
         await asyncio.gather(*(child.kill() for child in children))
         for child in children:
             self.supervisor.forget(child)
+
+    async def kill_worker(self, dag_id: str, run_id: str, task_id: str, deadline_s: float = 30.0) -> bool:
+        """SIGKILL the worker process of a task while one has it; False if none had within the deadline."""
+        query = "SELECT id FROM task_instance WHERE dag_id = ? AND run_id = ? AND task_id = ? AND state = 'running'"
+        until = time.monotonic() + deadline_s
+        while time.monotonic() < until:
+            for (identity,) in self.rows(query, (dag_id, run_id, task_id)):
+                if pid := _process_of(str(UUID(str(identity)))):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            await asyncio.sleep(0.05)
+        return False
 
     async def close(self) -> None:
         """Stop everything, and the own supervisor; nothing is left running."""
@@ -230,23 +220,6 @@ class Airflow(AirflowRecords):
         await self.cli("dags", "trigger", dag_id, "--run-id", run, "--conf", json.dumps(dict(conf or {})))
         return run
 
-    async def api(self, method: str, path: str, body: object = None) -> Any:
-        """Call the REST API (`path` below /api/v2) as the admin user; return the parsed answer.
-
-        Raises AirflowFailed with the answer's text if its status is not 2xx.
-        """
-        login = {"username": self.user, "password": self.password}
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-            async with session.post(f"{self.url}/auth/token", json=login) as answer:
-                token = (await answer.json())["access_token"]
-            headers = {"Authorization": f"Bearer {token}"}
-            call = session.request(method, f"{self.url}/api/v2{path}", json=body, headers=headers)
-            async with call as answer:
-                text = await answer.text()
-        if answer.status // 100 != 2:
-            raise AirflowFailed(f"{method} {path} answered {answer.status}: {text[:2000]}")
-        return json.loads(text) if text else None
-
     async def trigger_by_api(
         self, dag_id: str, conf: Mapping[str, Any] | None = None, run_id: str | None = None
     ) -> str:
@@ -256,6 +229,14 @@ class Airflow(AirflowRecords):
         if run_id is not None:
             body["dag_run_id"] = run_id
         return str((await self.api("POST", f"/dags/{dag_id}/dagRuns", body))["dag_run_id"])
+
+    async def state_of(self, dag_id: str, run_id: str) -> str | None:
+        """Return queued, running, success or failed; None if there is no such run."""
+        return await asyncio.to_thread(self.run_state, dag_id, run_id)
+
+    async def log_of(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return the log of a task, all its tries."""
+        return await asyncio.to_thread(self.task_log, dag_id, run_id, task_id)
 
     async def wait_for_dag(self, dag_id: str, deadline_s: float = 120.0) -> None:
         """Wait until the DAG has been parsed; raise AirflowFailed with the import errors if it is not."""
@@ -280,3 +261,13 @@ class Airflow(AirflowRecords):
                 )
             await asyncio.sleep(POLL_S)
         return str(state)
+
+
+def _process_of(task_instance: str) -> int | None:
+    """Return the process that runs a task, as LocalExecutor's supervisor names it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(f"airflow worker -- {task_instance}".encode()):
+                    return int(entry.name)
+    return None

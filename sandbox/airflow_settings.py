@@ -16,6 +16,7 @@ from typing import Any
 
 USER = "admin"
 GOOGLE_CONNECTION = "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT"
+FLEET = "AIRFLOW_VAR_TPU_MIGRATION_FLEET"
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,24 @@ def environment(
 
 
 def google_environment(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that point the Google connection at the sandbox whose state.json is given.
+    """Return the variables that point the Google connection, and the fleet, at the sandbox whose state.json is given.
 
     `api_endpoint` in the connection's extra is read by the product's own hook; the key is a real
     service-account key whose token_uri is the sandbox's token endpoint.
     """
+    key = json.loads(Path(state["service_account_key_file"]).read_text())
     connection = {
         "conn_type": "google_cloud_platform",
         "extra": {
             "project": state["project"],
-            "keyfile_dict": json.loads(Path(state["service_account_key_file"]).read_text()),
+            "keyfile_dict": key,
             "api_endpoint": state["gke_endpoint"],
+            "resource_manager_endpoint": key["token_uri"].removesuffix("/token"),
         },
     }
+    place = {"project_id": state["project"], **{key: state[key] for key in ("location", "cluster")}}
     return {
         GOOGLE_CONNECTION: json.dumps(connection),
+        FLEET: json.dumps([{**place, "namespaces": [state["namespace"]]}]),
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(state["ca_file"]),
     }

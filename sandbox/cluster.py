@@ -42,6 +42,7 @@ class EmbeddedApi:
     def __init__(self, clock: Clock, speed: float, issuer: TokenIssuer, faults: FaultSource) -> None:
         # Loaded here: an attached sandbox has no API server of its own.
         from sandbox.api import Api
+        from sandbox.gke import warden
 
         self._clock = clock
         self._speed = speed
@@ -49,6 +50,7 @@ class EmbeddedApi:
         self._faults = faults
         self._api = Api(clock, superusers=(ADMIN, PARTS))
         self._api.issue_token = issuer.issue
+        self._api.writer.admit = warden.review
         self._server: Server | None = None
 
     async def serve(self, identity: str, ca_file: Path, tls: Issued) -> Cluster:

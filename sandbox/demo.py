@@ -1,6 +1,6 @@
 """Show a whole migration: real Airflow, real Envoy, real clients, an embedded cloud, users who must not notice.
 
-    python -m sandbox.demo [--fault NAME] [--out DIR]
+    python -m sandbox.demo [--fault NAME] [--out DIR] [--airflow URL]
 
 Exit 0 if users end up safe and the outcome is the expected one, 1 if not.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
@@ -17,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sandbox.airflow import AirflowFailed
+from sandbox.airflow_api import AirflowFailed, RemoteAirflow
 from sandbox.faults import Fault, describe
 from sandbox.stand import DAG_ID, Stand, StandFailed
 from tpu_migration.domain.phases import Phase
 from tpu_migration.record import Record
-from tpu_migration.report.page import render_report
+from tpu_migration.report.page import render_report, report_data
 from tpu_migration.report.summary import summarise
 from tpu_migration.status import observed_route, stage_table
 
@@ -40,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     parser.add_argument("--rate", type=float, default=12.0, help="users' requests a second")
     parser.add_argument("--hold", action="store_true", help="keep everything running at the end, to look around")
+    parser.add_argument(
+        "--airflow", default="", metavar="URL", help="an Airflow that runs already; AIRFLOW_PASSWORD is its admin's"
+    )
     options = parser.parse_args(argv)
+    if options.airflow and not os.environ.get("AIRFLOW_PASSWORD"):
+        parser.error("--airflow needs the password of its admin in the environment, as AIRFLOW_PASSWORD")
     return asyncio.run(_supervised(options))
 
 
@@ -65,17 +71,19 @@ async def _demo(options: argparse.Namespace) -> int:
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    for old in ("summary.json", "report.html"):
+    for old in ("summary.json", "report.html", "report.json"):
         (out / old).unlink(missing_ok=True)
     say = Teller(started)
     say("starting the embedded cloud: Kubernetes API, GKE API, Envoy, two H100 nodes with vLLM")
-    async with Stand(work) as stand:
+    elsewhere = RemoteAirflow(options.airflow, os.environ["AIRFLOW_PASSWORD"]) if options.airflow else None
+    async with Stand(work, airflow=elsewhere) as stand:
         say(f"cloud is up ({stand.state['api_url']}); starting Airflow")
         bane = Bane(FAULTS.get(options.fault), stand, say)
         await bane.look(None)
         await asyncio.gather(stand.airflow.start(), _users_begin(stand, options.rate, say))
         airflow = stand.airflow
-        say(f"Airflow is up: {airflow.url}  user {airflow.user}  password {airflow.password}")
+        secret = "" if elsewhere else f"  user {airflow.user}  password {airflow.password}"
+        say(f"Airflow is up: {airflow.url}{secret}")
         run_id = await airflow.trigger(DAG_ID, stand.conf())
         say(f"airflow dags trigger {DAG_ID} --run-id {run_id}")
         record, state = await _follow(stand, run_id, say, started, bane)
@@ -85,6 +93,7 @@ async def _demo(options: argparse.Namespace) -> int:
         problems = _problems(bane, record, state, users)
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         (out / "report.html").write_text(render_report(record, summary))
+        (out / "report.json").write_text(json.dumps(report_data(record, summary), indent=2) + "\n")
         _print_end(say, record, summary, out, problems)
         if options.hold:
             say("holding; Ctrl-C ends everything")
@@ -163,7 +172,7 @@ async def _follow(stand: Stand, run_id: str, say: Teller, started: float, bane: 
     told: tuple[Any, ...] = ()
     told_at = 0.0
     while True:
-        state = await asyncio.to_thread(stand.airflow.run_state, DAG_ID, run_id)
+        state = await stand.airflow.state_of(DAG_ID, run_id)
         record = await stand.record()
         await bane.look(record)
         if record is not None:
@@ -174,7 +183,7 @@ async def _follow(stand: Stand, run_id: str, say: Teller, started: float, bane: 
                 told, told_at = key, time.monotonic()
         if state in ("success", "failed"):
             if record is None:
-                log = stand.airflow.task_log(DAG_ID, run_id, "preflight")[-3000:]
+                log = (await stand.airflow.log_of(DAG_ID, run_id, "preflight"))[-3000:]
                 raise StandFailed(f"the run ended {state} without a record:\n{log}")
             return record, state
         if time.monotonic() - started > bane.deadline_s:

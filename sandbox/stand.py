@@ -6,12 +6,13 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sandbox.airflow import Airflow
+from sandbox.airflow_api import RemoteAirflow
 from sandbox.airflow_settings import google_environment
 from sandbox.supervisor import REST, USERS, Child, Supervisor
 from sandbox.workload import ROOT, SERVED_MODEL, WORKLOAD, hostname_of
@@ -26,16 +27,34 @@ class StandFailed(RuntimeError):
     """A part of the stand did not start, or ended; the message carries the end of its log."""
 
 
+def conf_on(state: Mapping[str, Any], workload: str = WORKLOAD) -> dict[str, Any]:
+    """Return the demo's plan for a workload on the sandbox whose state.json is given."""
+    plan = json.loads((ROOT / "include" / "plans" / "demo.json").read_text())
+    where = {key: state[key] for key in ("location", "cluster", "namespace")}
+    return {**plan, **where, "project_id": state["project"], "workload": workload}
+
+
 class Stand:
     """One sandbox with one Airflow; an async context manager that leaves no process behind."""
 
-    def __init__(self, directory: Path, *, speed: float = 30.0, workloads: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        speed: float = 30.0,
+        workloads: int = 1,
+        dags: Path = ROOT / "dags",
+        airflow: RemoteAirflow | None = None,
+    ) -> None:
+        """Prepare, without starting anything; `airflow` is used in place of one of its own that reads `dags`."""
         self.directory = directory.resolve()
+        self.dags = dags
         self.speed = speed
         self.workloads = workloads
         self.state: dict[str, Any] = {}
         self.supervisor = Supervisor(self.directory / "logs")
-        self._airflow: Airflow | None = None
+        self._elsewhere = airflow
+        self._airflow: Airflow | RemoteAirflow | None = None
         self._kube: Kubernetes | None = None
         self._users: dict[str, Child] = {}
 
@@ -81,12 +100,15 @@ class Stand:
     # --------------------------------------------------------------- airflow
 
     @property
-    def airflow(self) -> Airflow:
-        """The stand's Airflow; not started before `start_airflow`."""
+    def airflow(self) -> Any:
+        """The stand's Airflow; not started before its `start`. A `RemoteAirflow` if the stand was given one."""
+        if self._airflow is None and self._elsewhere is not None:
+            self._elsewhere.env = google_environment(self.state)
+            self._airflow = self._elsewhere
         if self._airflow is None:
             self._airflow = Airflow(
                 self.directory / "airflow",
-                dags=ROOT / "dags",
+                dags=self.dags,
                 plugins=ROOT / "plugins",
                 env=google_environment(self.state),
                 supervisor=self.supervisor,
@@ -95,9 +117,7 @@ class Stand:
 
     def conf(self, workload: str = WORKLOAD, **changes: Any) -> dict[str, Any]:
         """Return the demo's plan for a workload on this sandbox."""
-        plan = json.loads((ROOT / "include" / "plans" / "demo.json").read_text())
-        where = {key: self.state[key] for key in ("location", "cluster", "namespace")}
-        return {**plan, **where, "project_id": self.state["project"], "workload": workload, **changes}
+        return {**conf_on(self.state, workload), **changes}
 
     # --------------------------------------------------------------- cluster
 
@@ -138,11 +158,13 @@ class Stand:
 
     # ----------------------------------------------------------------- users
 
-    async def start_users(self, workload: str = WORKLOAD, *, rate: float = 10.0, output_tokens: int = 300) -> None:
-        """Let users stream answers from a workload through the Gateway."""
+    async def start_users(
+        self, workload: str = WORKLOAD, *, rate: float = 10.0, output_tokens: int = 300, more: Sequence[str] = ()
+    ) -> None:
+        """Let users stream answers from a workload through the Gateway; `more` are options of sandbox.users."""
         arguments = [
             "--url", self.state["gateway_url"], "--model", SERVED_MODEL, "--rate", f"{rate:g}",
-            "--seed", "7", "--out", str(self._users_file(workload)), "--output-tokens", str(output_tokens),
+            "--seed", "7", "--out", str(self._users_file(workload)), "--output-tokens", str(output_tokens), *more,
         ]  # fmt: skip
         if host := hostname_of(workload):
             arguments += ["--host-header", host]

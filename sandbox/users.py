@@ -27,6 +27,7 @@ import aiohttp
 
 RECENT_S = 10.0
 DRAIN_S = 60.0
+LONG_S = 10.0
 # Enough of a stream's end for its last chunk, the usage chunk and [DONE].
 TAIL_BYTES = 2048
 _FINISH = re.compile(rb'"finish_reason":"(\w+)"')
@@ -62,6 +63,7 @@ class Tally:
     in_flight: int = 0
     peak_streams: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    long_streams: int = 0  # completed ones of LONG_S and more
     ttfts: list[float] = field(default_factory=list)  # sorted
     recent: deque[tuple[float, float | None]] = field(default_factory=deque)  # (when, TTFT or None: bad)
 
@@ -70,9 +72,10 @@ class Tally:
         self.in_flight += 1
         self.peak_streams = max(self.peak_streams, self.in_flight)
 
-    def good(self, ttft_s: float) -> None:
+    def good(self, ttft_s: float, lasted_s: float) -> None:
         self.in_flight -= 1
         self.completed += 1
+        self.long_streams += lasted_s >= LONG_S
         insort(self.ttfts, ttft_s)
         self.recent.append((time.time(), ttft_s))
 
@@ -97,6 +100,7 @@ class Tally:
             "truncated": self.truncated,
             "in_flight": self.in_flight,
             "peak_streams": self.peak_streams,
+            "long_streams": self.long_streams,
             "p50_ttft_s": _percentile(self.ttfts, 0.50),
             "p99_ttft_s": _percentile(self.ttfts, 0.99),
             "recent": {
@@ -119,8 +123,17 @@ def _percentile(values: list[float], share: float) -> float | None:
 class Script:
     """The endless, seeded list of requests."""
 
-    def __init__(self, rate: float, seed: int, prompt_tokens: int, output_tokens: int, natural_share: float) -> None:
+    def __init__(
+        self,
+        rate: float,
+        seed: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        natural_share: float,
+        spread: float = 0.5,
+    ) -> None:
         self._random = Random(seed)
+        self._spread = spread
         self._rate = rate
         self._prompt, self._output = prompt_tokens, output_tokens
         self._natural_share = natural_share
@@ -142,7 +155,7 @@ class Script:
         )
 
     def _length(self, mean: int) -> int:
-        sigma = 0.5
+        sigma = self._spread
         length = self._random.lognormvariate(log(mean) - sigma**2 / 2, sigma)
         return max(4, min(4 * mean, round(length)))
 
@@ -227,7 +240,7 @@ class Users:
             if problem or read.first is None:
                 self._bad(ask, problem or "no-content", True, read.tail[-300:].decode(errors="replace"), sent)
             else:
-                self.tally.good(read.first - sent)
+                self.tally.good(read.first - sent, time.monotonic() - sent)
 
     def _bad(self, ask: Ask, kind: str, truncated: bool, detail: str, sent: float) -> None:
         self.tally.bad(kind, truncated)
@@ -312,7 +325,7 @@ async def _main(args: argparse.Namespace) -> int:
     out = Path(args.out)
     with open(f"{out}.failures.jsonl", "w", encoding="utf-8") as failures:
         users = Users(args.url, args.model, args.host_header, args.timeout, failures)
-        script = Script(args.rate, args.seed, args.prompt_tokens, args.output_tokens, args.natural_share)
+        script = Script(args.rate, args.seed, args.prompt_tokens, args.output_tokens, args.natural_share, args.spread)
         reporter = asyncio.create_task(_report(out, users.tally))
         await users.run(script, stop, args.max_seconds)
         reporter.cancel()
@@ -333,6 +346,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=200, help="mean length of prompts")
     parser.add_argument("--output-tokens", type=int, default=120, help="mean length asked for")
     parser.add_argument("--natural-share", type=float, default=0.2, help="share without ignore_eos")
+    parser.add_argument("--spread", type=float, default=0.5, help="sigma of the lognormal lengths; 0: all alike")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds until a request has failed")
     parser.add_argument("--host-header", help="Host header, if the route has host names")
     args = parser.parse_args(argv)

@@ -26,19 +26,22 @@ _HEALTH: dict[str, Any] = {
 
 
 class BenchPod(VirtualPod):
-    """One block of load, straight to a pod (a warm-up's shapes) or through the Gateway to an arm."""
+    """One block of load: straight to a pod (a warm-up's shapes), or through the Gateway to an arm or as users come."""
 
     def __init__(self, world: World, obj: dict[str, Any], node_labels: dict[str, str], address: str) -> None:
         super().__init__(world, obj, node_labels, address)
         asked = dict(each.removeprefix("--").partition("=")[::2] for each in self.container.get("args") or [])
         headers = [each for each in self.container.get("args") or [] if each.startswith("--header=x-tpu")]
-        self._arm = headers[0].rpartition("=")[2] if headers else ""
-        self._url = asked["url"]
+        self._arm = headers[0].rpartition("=")[2] if headers else None
+        self._host = asked["url"].removeprefix("http://").rpartition(":")[0]
+        self._through_gateway = world.pod_at(self._host) is None
+        self._every = int(asked.get("write-every", 1))
+        self._shapes: list[str] = asked["shapes"].split(",") if "shapes" in asked else []
+        self._broken = False
         if shapes := asked.get("shapes", ""):
             self._count, self._rate = 12, 10.0
             self._seconds = _START_S / world.speed
-            for engine in self._engines():
-                engine.compile(shapes)
+            self._broken = not all([engine.compile(shapes) for engine in self._engines()])
         else:
             self._count, self._rate = int(asked["requests"]), float(asked["rate"])
             self._seconds = self._count / self._rate + _START_S / world.speed
@@ -46,9 +49,9 @@ class BenchPod(VirtualPod):
             self._seconds += _GIVE_UP_S
 
     def _engines(self) -> list[EnginePod]:
-        if self._arm:
+        if self._through_gateway:
             return [each for _, ready in self.world.traffic.backends(self._arm).values() for each in ready]
-        pod = self.world.pod_at(self._url.removeprefix("http://").rpartition(":")[0])
+        pod = self.world.pod_at(self._host)
         return [pod] if isinstance(pod, EnginePod) else []
 
     def state(self, now: float) -> PodState:
@@ -59,8 +62,17 @@ class BenchPod(VirtualPod):
     def log(self) -> list[str]:
         engines = self._engines()
         engine = engines[0] if engines else None
-        results = [self._result(index, engine) for index in range(self._count)]
-        return render(results, {"requests": self._count, **_HEALTH}).splitlines()
+        results = [self._result(index, engine) for index in range(0, self._count, self._every)]
+        summary = {"requests": self._count, **_HEALTH}
+        if self._shapes:
+            slower = ((engine.fault("slow-tpu") if engine else None) or {"factor": 1.0})["factor"]
+            summary["shapes"] = [self._figures(shape, slower) for shape in self._shapes]
+        return render(results, summary).splitlines()
+
+    def _figures(self, shape: str, slower: float) -> dict[str, Any]:
+        """Return a shape's medians, which scatter by some per cent from one pass to the next."""
+        scatter = slower * (1 + 0.02 * self.world.random.random())
+        return {"shape": shape, "ttft_p50_s": _TTFT_S * scatter, "tpot_p50_s": _TPOT_S * scatter}
 
     def _result(self, index: int, engine: EnginePod | None) -> RequestResult:
         at_s = index / self._rate
@@ -82,10 +94,12 @@ class BenchPod(VirtualPod):
 
     def _error(self, engine: EnginePod | None) -> str:
         """Say why a request fails; empty for one that does not."""
-        if self._arm and self.world.traffic.balancer_fails():
+        if self._through_gateway and self.world.traffic.balancer_fails():
             return "HTTP 502"
         if engine is None:
             return "HTTP 503"
+        if self._broken:
+            return "truncated: ClientPayloadError: the connection was closed"
         if not engine.computes():
             return f"no token for {_GIVE_UP_S:.0f} s"
         overload = engine.fault("errors-under-load")

@@ -19,7 +19,7 @@ class PodState(NamedTuple):
     phase: str = "Running"
     restarts: int = 0
     waiting: str = ""  # why the container does not run
-    last_exit: int | None = None  # how the container ended last
+    last_exit: int | None = None  # how the container ended last; 137: for the memory that it used
 
 
 class VirtualPod:
@@ -68,7 +68,8 @@ class VirtualPod:
             "state": now,
         }
         if state.last_exit is not None:
-            container["lastState"] = {"terminated": {"exitCode": state.last_exit, "reason": "Error"}}
+            reason = "OOMKilled" if state.last_exit == 137 else "Error"
+            container["lastState"] = {"terminated": {"exitCode": state.last_exit, "reason": reason}}
         return {
             "phase": state.phase,
             "podIP": self.address,
@@ -106,6 +107,10 @@ class VirtualPod:
 
     def log(self) -> list[str]:
         """Return the log's lines."""
+        return []
+
+    def previous_log(self) -> list[str]:
+        """Return the lines of the process before the last restart."""
         return []
 
     def options(self) -> dict[str, str]:

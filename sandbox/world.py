@@ -7,6 +7,7 @@ Gateway, the users, the prober and the benchmark Jobs.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -20,25 +21,37 @@ from sandbox.clock import VirtualClock
 from sandbox.controllers import Manager
 from sandbox.controllers.base import Cluster
 from sandbox.faults import FaultSet
+from sandbox.gke import warden
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import LocalNodes
 from sandbox.others import Others
 from sandbox.power import ends_pods_within_s, is_off
 from sandbox.virtual_bench import BenchPod
 from sandbox.virtual_engine import EnginePod
+from sandbox.virtual_parity import ParityPod
 from sandbox.virtual_pods import PlainPod, PodState, ProberPod, VirtualPod
 from sandbox.virtual_traffic import Traffic
 from sandbox.workload import NAMESPACE, ORCHESTRATOR, address, bootstrap_objects
 
 PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
 
+_TOOLBOX: dict[str, type[VirtualPod]] = {"bench": BenchPod, "parity": ParityPod, "prober": ProberPod}
+
 
 class World:
     """A cluster with one GPU workload and users on it; `advance` is the only way for time to pass."""
 
     def __init__(
-        self, *, seed: int = 0, rate_rps: float = 3.0, answer_s: float = 6.0, speed: float = 1.0, replicas: int = 2
+        self,
+        *,
+        seed: int = 0,
+        rate_rps: float = 3.0,
+        answer_s: float = 6.0,
+        speed: float = 1.0,
+        replicas: int = 2,
+        supply: Mapping[str, Any] | None = None,
     ) -> None:
+        """`supply` is what the project has at all: `stock`, `quota` and `pod_range` of `GkeCloud`."""
         self.clock = VirtualClock()
         self.speed = speed  # divides what the cloud takes, as `python -m sandbox up --speed` does
         self.random = random.Random(seed)
@@ -55,16 +68,19 @@ class World:
             location=LOCATION,
             cluster=CLUSTER,
             faults=self.faults,
+            **(supply or {}),
         )
         self.user = ORCHESTRATOR  # whom the API takes the product for
         self.on_tick: list[Callable[[], None]] = []
         self.pods: dict[str, VirtualPod] = {}
         self.nodes_off: set[str] = set()
+        self._numbers = itertools.count()
         self._nodes_ending: dict[str, float] = {}
         self._pod_objects: dict[str, dict[str, Any]] = {}
         self.traffic = Traffic(self, rate_rps, answer_s)
         self._trouble = Trouble(self.faults, self.clock.now)
         self.api.subscribe(self._observe)
+        self.api.writer.admit = warden.review
         self.api.pod_proxy = self._proxy
         self.api.pod_logs = self._log
         for name, machine, count in (("default-pool", "e2-standard-8", 2), ("h100-pool", "a3-highgpu-1g", replicas)):
@@ -179,8 +195,11 @@ class World:
         if "toolbox" not in image and "vllm" in image:
             kind = EnginePod
         else:
-            kind = {"bench": BenchPod, "prober": ProberPod}.get((command[1:2] or [""])[0], PlainPod)
-        address = f"10.0.{len(self.pods) // 250}.{len(self.pods) % 250 + 1}"
+            kind = {"bench": BenchPod, "parity": ParityPod, "prober": ProberPod}.get(
+                (command[1:2] or [""])[0], PlainPod
+            )
+        number = next(self._numbers)  # an address is never given twice: who asks for a dead pod meets no other
+        address = f"10.{number // 62_500}.{number // 250 % 250}.{number % 250 + 1}"
         pod = kind(self, obj, node["metadata"]["labels"], address)
         self.pods[obj["metadata"]["uid"]] = pod
         return pod
@@ -202,7 +221,7 @@ class World:
 
     def _log(self, namespace: str, name: str, container: str, query: dict[str, str]) -> bytes:
         pod = self.pod_named(name)
-        lines = pod.log() if pod else []
+        lines = (pod.previous_log() if query.get("previous") == "true" else pod.log()) if pod else []
         if "tailLines" in query:
             lines = lines[-int(query["tailLines"]) :]
         return "".join(f"{line}\n" for line in lines).encode()
@@ -249,6 +268,7 @@ class _ClusterManager:
     _TYPES: ClassVar[dict[str, type]] = {
         "create_node_pool": container_v1.CreateNodePoolRequest,
         "get_node_pool": container_v1.GetNodePoolRequest,
+        "list_node_pools": container_v1.ListNodePoolsRequest,
         "delete_node_pool": container_v1.DeleteNodePoolRequest,
         "get_operation": container_v1.GetOperationRequest,
         "list_operations": container_v1.ListOperationsRequest,
@@ -264,8 +284,9 @@ class _ClusterManager:
 
         def call(*, request: Any, retry: Any = None, timeout: float | None = None) -> Any:
             self._before("GKE", name)
-            answer = getattr(self._core, name)(kind(request))
-            self._after("GKE", name)
-            return answer
+            try:
+                return getattr(self._core, name)(kind(request))
+            finally:  # a refusal is an answer, too
+                self._after("GKE", name)
 
         return call

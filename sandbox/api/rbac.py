@@ -62,7 +62,8 @@ class Authorizer:
     def __init__(self, store: Store, superusers: Iterable[str]) -> None:
         self._store = store
         self.superusers = set(superusers)
-        self._rules_of: dict[tuple[str, str], list[Object]] = {}
+        # The rules of a user in a namespace, and whether any of them speaks of single objects.
+        self._rules_of: dict[tuple[str, str], tuple[list[Object], bool]] = {}
         self._decided: dict[tuple[str, Action], bool] = {}
         store.listen(self._forget)
 
@@ -77,9 +78,10 @@ class Authorizer:
             return True
         where = (user, action.namespace)
         if where not in self._rules_of:
-            self._rules_of[where] = list(self._rules(user, groups_of(user), action.namespace))
-        rules = self._rules_of[where]
-        if not any(rule.get("resourceNames") for rule in rules):
+            found = list(self._rules(user, groups_of(user), action.namespace))
+            self._rules_of[where] = found, any(rule.get("resourceNames") for rule in found)
+        rules, by_name = self._rules_of[where]
+        if not by_name:
             action = action._replace(name="")  # which object it is makes no difference
         asked = (user, action)
         if asked not in self._decided:

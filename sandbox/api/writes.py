@@ -32,6 +32,8 @@ from .store import Entry, Store
 from .times import stamp
 
 _REPLICAS = ("f:spec", "f:replicas")
+# (plural, object) → nothing, or ApiError for one that is not let in: what a validating webhook does.
+Admission = Callable[[str, Object], None]
 
 
 class Writer:
@@ -41,6 +43,7 @@ class Writer:
         self._store = store
         self._clock = clock
         self._names = names
+        self.admit: Admission = lambda plural, obj: None
 
     def now(self) -> str:
         """Return the time as objects carry it."""
@@ -111,6 +114,7 @@ class Writer:
         causes = validation.check(resource, obj) + _defined(resource, obj, None)
         if causes:
             raise invalid(resource, name, causes)
+        self.admit(resource.plural, obj)
         owners = ownership.write(obj, owned)
         return Entry(obj, 0) if options.dry_run else self._store.put(resource.plural, obj, owners)
 

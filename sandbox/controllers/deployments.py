@@ -11,7 +11,7 @@ from sandbox.api.strategy import SUFFIX
 from sandbox.api.times import seconds
 
 from .base import Controller, Key, controller_of, is_deleted, is_finished, key_of, owned_by
-from .rollout import availability, created, first_size, limits, next_sizes, progressing, rescaled, total
+from .rollout import availability, created, failing, first_size, limits, next_sizes, progressing, rescaled, total
 
 REVISION = "deployment.kubernetes.io/revision"
 DESIRED = "deployment.kubernetes.io/desired-replicas"
@@ -183,7 +183,7 @@ class DeploymentController(Controller):
         conditions = availability(old_status.get("conditions", []), spec, available, now)
         name = new["metadata"]["name"] if new else ""
         conditions = progressing(conditions, spec, counts, old_status, name, self.cluster.clock.now())
-        status["conditions"] = conditions
+        status["conditions"] = failing(conditions, [new, *sets] if new else sets, now)
         revision = str(_revision(new)) if new else ""
         meta = self.cluster.annotate(deployment, **({REVISION: revision} if revision else {}))
         self.cluster.write("deployments", deployment, "status", status=status, metadata=meta)

@@ -138,6 +138,15 @@ def availability(conditions: list[Object], spec: Object, available: int, now: st
     return condition(conditions, "Available", "False", "MinimumReplicasUnavailable", text, now)
 
 
+def failing(conditions: list[Object], sets: list[Object], now: str) -> list[Object]:
+    """Return conditions with the first ReplicaFailure that a ReplicaSet reports; without one where none does."""
+    for each in sets:
+        for found in each["status"].get("conditions", ()):
+            if found["type"] == "ReplicaFailure":
+                return condition(conditions, "ReplicaFailure", "True", found["reason"], found["message"], now)
+    return [each for each in conditions if each["type"] != "ReplicaFailure"]
+
+
 def created(conditions: list[Object], name: str, now: str) -> list[Object]:
     """Return conditions that tell of a ReplicaSet just made."""
     text = f'Created new replica set "{name}"'

@@ -11,7 +11,7 @@ import time
 
 from aiohttp import web
 
-from sandbox.engine.boot import boot
+from sandbox.engine.boot import OutOfHostMemory, boot
 from sandbox.engine.command import NotVllm, find_command
 from sandbox.engine.compilation import Cache, Compiled, programs
 from sandbox.engine.config import EngineConfig, Refused, build_config, find_accelerator
@@ -43,6 +43,9 @@ def main(argv: list[str]) -> int:
     except NotVllm as error:
         print(error, file=sys.stderr, flush=True)
         return error.status
+    except OutOfHostMemory:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 137  # not reached
     except Refused as error:
         log("ERROR EngineCore failed to start.")
         print(f"{error}", file=sys.stderr, flush=True)

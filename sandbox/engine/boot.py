@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from sandbox.engine.compilation import Compiled
-from sandbox.engine.config import GONE_VARIABLES, VERSION, EngineConfig, Refused, check_fit
+from sandbox.engine.config import GONE_VARIABLES, OUT_OF_MEMORY, VERSION, EngineConfig, Refused, check_fit
 from sandbox.engine.core import EngineCore
 from sandbox.engine.hardware import GIB
 
@@ -14,11 +14,10 @@ from sandbox.engine.hardware import GIB
 IMPORTS_S = 8.0
 LOAD_GB_PER_S = {"gpu": 2.0, "tpu": 1.2}
 CUDA_GRAPHS_S = 18.0
-OUT_OF_MEMORY = (
-    "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Error loading program 'jit_backbone': Attempting to "
-    "reserve 4.31G at the bottom of memory. That was not possible. There are 3.12G free, 0B reserved, and "
-    "3.12G reservable. (simulated)"
-)
+
+
+class OutOfHostMemory(Exception):
+    """Say that the kernel ends this process now, for the memory that it uses."""
 
 
 async def boot(core: EngineCore, compiled: Compiled, env: dict[str, str], log: Callable[[str], None]) -> None:
@@ -56,6 +55,8 @@ async def _boot_gpu(config: EngineConfig, log: Callable[[str], None]) -> None:
 
 async def _boot_tpu(core: EngineCore, compiled: Compiled, log: Callable[[str], None]) -> None:
     config, timing = core.config, core.config.timing
+    log(f"INFO Prepared token paddings: {compiled.buckets('select_from_array')}")
+    log(f"INFO Prepared request paddings: {compiled.buckets('sample')}")
     log("INFO Enabling JAX compile cache.")
     if config.cache_path and not compiled.cache.usable:
         log(f"WARNING simulated engine finds no writable directory at VLLM_XLA_CACHE_PATH={config.cache_path}")
@@ -77,11 +78,12 @@ async def _boot_tpu(core: EngineCore, compiled: Compiled, log: Callable[[str], N
     for index, program in enumerate(compiled.boot_list(config.skip_precompile)):
         if index == 1 and core.faults.get("oom") is not None:
             raise Refused(OUT_OF_MEMORY)
+        if index == 1 and core.faults.get("host-oom") is not None:
+            raise OutOfHostMemory
         while core.faults.get("compile-hang") is not None:
             await asyncio.sleep(0.2)
         log(f"INFO Precompile {program.log_name}")
-        seconds = compiled.seconds(program)
-        await core.compile(program)
+        seconds = await core.compile(program)
         log(f"INFO Compilation of {program.log_name} finished in {seconds:.2f} [secs].")
     took = (asyncio.get_running_loop().time() - started) * config.speed
     log(f"INFO init engine (profile, create kv cache, warmup model) took {took:.2f} s (compilation: {took:.2f} s)")

@@ -114,6 +114,11 @@ class Compiled:
         """Return what the boot compiles; with SKIP_JAX_PRECOMPILE or enforce-eager, nothing."""
         return [] if skip else [p for p in self._programs.values() if p.name not in LATE]
 
+    def buckets(self, kind: str) -> list[int]:
+        """Return the sizes at which a kind of program exists."""
+        names = [name.rpartition("-") for name in self._programs]
+        return sorted(int(size) for found, _, size in names if found == kind)
+
     def seconds(self, program: Program) -> float:
         """Return how long this one takes now: a hit in the cache is three times as fast."""
         return program.seconds / 3 if self.cache.holds(program.name) else program.seconds

@@ -12,6 +12,13 @@ VERSION = "0.32.0"
 GONE_VARIABLES = ("VLLM_ATTENTION_BACKEND", "VLLM_USE_V1", "VLLM_TPU_MOST_MODEL_LEN")
 
 
+OUT_OF_MEMORY = (
+    "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Error loading program 'jit_backbone': Attempting to "
+    "reserve 4.31G at the bottom of memory. That was not possible. There are 3.12G free, 0B reserved, and "
+    "3.12G reservable. (simulated)"
+)
+
+
 class Refused(Exception):
     """Say why this engine cannot start; `late` ones come after the weights are loaded."""
 

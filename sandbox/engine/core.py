@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from random import Random
 from time import monotonic
 
 from sandbox.engine.compilation import MIN_SEQS, MIN_TOKENS, Compiled, Program, bucket
-from sandbox.engine.config import EngineConfig
+from sandbox.engine.config import OUT_OF_MEMORY, EngineConfig
 from sandbox.engine.faults import Faults
 from sandbox.engine.language import LanguageModel
 from sandbox.engine.metrics import Metrics
@@ -131,6 +132,9 @@ class EngineCore:
         if not self.config.tpu:
             return
         for program in self._missing(plan):
+            if self.faults.get("late-oom") is not None:
+                self.die(OUT_OF_MEMORY)
+                return
             if self.config.check_recompilation:
                 self.die(f"RuntimeError: Recompilation detected in a step: {program.log_name}")
                 return
@@ -157,16 +161,21 @@ class EngineCore:
         self._warm.add(shape)
         return self._compiled.missing(*names)
 
-    async def compile(self, program: Program) -> None:
-        """Compile one program: sleep for it, log it as JAX does, keep it in the cache."""
-        seconds = self._compiled.seconds(program)
+    async def compile(self, program: Program) -> float:
+        """Compile one program: sleep for it, log it as JAX does, keep it in the cache; return the seconds it took."""
+        seconds, kind = self._compiled.seconds(program), program.name.partition("-")[0]
+        if (slow := self.faults.get("slow-compile")) is not None:
+            seconds = float(slow.get("each_s", 300.0)) * self.config.speed
         if self.config.log_compiles:
-            hit = self._compiled.cache.holds(program.name)
-            what = "Persistent compilation cache hit for" if hit else "PERSISTENT COMPILATION CACHE MISS for"
-            self._log(f"WARNING jax: {what} 'jit_{program.name.partition('-')[0]}'")
+            self._log(f"WARNING jax: Compiling jit({kind}) with global shapes and types [simulated].")
+            # JAX 0.11 tells of a miss only with JAX_EXPLAIN_CACHE_MISSES (jax/_src/compiler.py).
+            if self._compiled.cache.holds(program.name):
+                key = f"jit_{kind}-{zlib.crc32(program.name.encode()):08x}"
+                self._log(f"WARNING jax: Persistent compilation cache hit for 'jit_{kind}' with key '{key}'")
         await asyncio.sleep(seconds / self.config.speed)
         self._compiled.add(program)
-        self._log_compile(program.name.partition("-")[0], seconds)
+        self._log_compile(kind, seconds)
+        return seconds
 
     def _log_compile(self, kind: str, seconds: float) -> None:
         if self.config.log_compiles:

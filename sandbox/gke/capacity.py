@@ -21,7 +21,7 @@ class Shortage:
 
     code: int  # google.rpc.Code
     message: str
-    condition: int  # StatusCondition.Code
+    condition: int | None  # StatusCondition.Code; None: it does not come from Compute Engine
     appears_after_s: float | None = None  # the machines turn up all the same, this long after the failure
 
 
@@ -81,6 +81,31 @@ def over_quota(metric: str, limit: float, instance: str) -> Shortage:
         f"  Limit: {float(limit)} {scope}."
     )
     return Shortage(code_pb2.RESOURCE_EXHAUSTED, message, int(_CONDITION.GCE_QUOTA_EXCEEDED))
+
+
+def no_addresses(project: str, region: str, pod_range: str, instance: str) -> Shortage:
+    """Return the shortage of a cluster whose range of pod addresses is used up by its nodes' blocks."""
+    message = (
+        f"[IP_SPACE_EXHAUSTED_WITH_DETAILS]: Instance '{instance}' creation failed: IP space of"
+        f" 'projects/{project}/regions/{region}/subnetworks/default' is exhausted. Insufficient free IP addresses in"
+        f" the IP range '{pod_range}'. Consider expanding the current IP range or selecting an alternative IP range."
+        " If this is a secondary range, consider adding an additional secondary range."
+    )
+    return Shortage(code_pb2.RESOURCE_EXHAUSTED, message, int(_CONDITION.UNKNOWN))
+
+
+def max_pods(pool: container_v1.NodePool) -> int:
+    """Return how many pods a node of the pool may have."""
+    return int(pool.max_pods_constraint.max_pods_per_node) or 110
+
+
+def addresses_of(pool: container_v1.NodePool) -> int:
+    """Return the pod addresses that each node of a pool takes: the block that holds twice its pods.
+
+    https://cloud.google.com/kubernetes-engine/docs/how-to/flexible-pod-cidr: 110 pods take 256, 32 take 64.
+    """
+    pods = max_pods(pool)
+    return 1 << (2 * pods - 1).bit_length()
 
 
 def quota_metric(pool: container_v1.NodePool) -> str:

@@ -18,7 +18,7 @@ from sandbox.faults import FaultSource, NoFaults
 from sandbox.gke import capacity, entries, messages, validation
 from sandbox.gke.autoscaler import Autoscaler
 from sandbox.gke.entries import spec_of
-from sandbox.gke.fleet import Fleet
+from sandbox.gke.fleet import Fleet, Supply
 from sandbox.gke.losses import Losses
 from sandbox.gke.machines import MACHINES
 from sandbox.gke.names import Target, target_of
@@ -45,6 +45,7 @@ class GkeCloud:
         ca_pem: bytes = b"",
         stock: dict[str, int] | None = None,
         quota: dict[str, int] | None = None,
+        pod_range: str = "",
         faults: FaultSource | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
@@ -52,7 +53,8 @@ class GkeCloud:
 
         `stock` counts the machines of a zone, by "ZONE/MACHINE" or "ZONE/MACHINE:CAPACITY" (spot, …);
         `quota` counts chips by metric; a regional one is checked before an operation begins, GPUS_ALL_REGIONS
-        by Compute Engine in its course. What is not named there is unlimited.
+        by Compute Engine in its course; `pod_range` (CIDR) is what nodes take their blocks of pod addresses from.
+        What is not named there is unlimited.
         """
         self.project, self.location, self.cluster = project, location, cluster
         self.zones = zones
@@ -62,7 +64,9 @@ class GkeCloud:
         self.state: dict[str, Any] = state or {"counter": 0, "ticked": clock.now(), "pools": {}, "operations": {}}
         self.speed = speed
         faults = faults or NoFaults()
-        self._fleet = Fleet(self.state, nodes, project, cluster, stock or {}, self._quota, faults)
+        region = location if location not in zones else location.rpartition("-")[0]
+        supply = Supply(stock or {}, self._quota, pod_range, region)
+        self._fleet = Fleet(self.state, nodes, project, cluster, supply, faults)
         self._operations = Operations(self.state, self._fleet, faults)
         self._losses = Losses(self.state, faults, speed)
         self._autoscaler = Autoscaler(self.state, self._fleet, speed)

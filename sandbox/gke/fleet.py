@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+from dataclasses import dataclass
 from typing import Any
 
 from google.cloud import container_v1
@@ -19,6 +21,16 @@ from sandbox.gke.validation import slice_hosts
 ALL_REGIONS = "GPUS_ALL_REGIONS"  # counts TPU chips, too
 
 
+@dataclass(frozen=True)
+class Supply:
+    """What there is of everything that machines take: see `GkeCloud`."""
+
+    stock: dict[str, int]
+    quota: dict[str, int]
+    pod_range: str
+    region: str
+
+
 class Fleet:
     """The machines under `GkeCloud`: works on its plain state, and writes their Nodes."""
 
@@ -28,15 +40,14 @@ class Fleet:
         nodes: NodePort,
         project: str,
         cluster: str,
-        stock: dict[str, int],
-        quota: dict[str, int],
+        supply: Supply,
         faults: FaultSource,
     ) -> None:
         self._state = state
         self._nodes = nodes
         self._project = project
         self._cluster = cluster
-        self._stock, self._quota = stock, quota
+        self._stock, self._quota, self._supply = supply.stock, supply.quota, supply
         self._faults = faults
 
     def shortage_of(self, name: str, target: int) -> Shortage | None:
@@ -63,7 +74,17 @@ class Fleet:
         limit = self._quota.get(ALL_REGIONS)
         if limit is not None and more and self._chips_of_all() + more > limit:
             return capacity.over_quota(ALL_REGIONS, limit, instance)
-        return None
+        return self._no_addresses(spec, per_zone * len(zones), instance)
+
+    def _no_addresses(self, spec: container_v1.NodePool, more: int, instance: str) -> Shortage | None:
+        pod_range = self._supply.pod_range
+        if not pod_range:
+            return None
+        pools = [(spec_of(pool), len(pool["nodes"])) for pool in self._state["pools"].values()]
+        taken = sum(capacity.addresses_of(pool) * nodes for pool, nodes in [*pools, (spec, more)])
+        if taken <= ipaddress.ip_network(pod_range).num_addresses:
+            return None
+        return capacity.no_addresses(self._project, self._supply.region, pod_range, instance)
 
     def late_shortage_of(self, name: str, fault: dict[str, Any]) -> Shortage:
         """Return what the operation says whose machines the fault `late-stockout` lets come later."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from google.cloud import container_v1
 
+from sandbox.gke.capacity import max_pods
 from sandbox.gke.machines import MACHINES
 
 POOL_LABEL = "cloud.google.com/gke-nodepool"
@@ -76,12 +77,8 @@ def build_node(
         "kind": "Node",
         "metadata": {"name": name, "labels": labels},
         "spec": {key: value for key, value in spec.items() if value},
-        "status": _status(machine.name, _pods(pool), booted, ready=ready),
+        "status": _status(machine.name, max_pods(pool), booted, ready=ready),
     }
-
-
-def _pods(pool: container_v1.NodePool) -> int:
-    return int(pool.max_pods_constraint.max_pods_per_node) or 110
 
 
 def _status(machine_name: str, pods: int, booted: float, *, ready: bool) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Operations:
         operation["elapsed"] += seconds
         if aborting:
             if operation["elapsed"] >= ABORT_S:
-                self._fail(operation, Shortage(code_pb2.CANCELLED, "Operation was cancelled.", 0), now)
+                self._fail(operation, Shortage(code_pb2.CANCELLED, "Operation was cancelled.", None), now)
             return
         if operation["elapsed"] < PENDING_S:
             return
@@ -163,7 +163,7 @@ class Operations:
         """End an operation the way GKE does: DONE, with an error inside, the pool left behind in ERROR."""
         pool = self._state["pools"][operation["pool"]]
         conditions = [{"code": shortage.condition, "message": shortage.message}] if shortage.condition else []
-        message = f"Google Compute Engine: {shortage.message}" if shortage.condition else shortage.message
+        message = shortage.message if shortage.condition is None else f"Google Compute Engine: {shortage.message}"
         operation.update(
             status="DONE",
             end=now,

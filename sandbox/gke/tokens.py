@@ -51,6 +51,7 @@ class TokenIssuer:
         self._keys: dict[str, _Key] = {}
         self._issued: dict[str, tuple[str, float]] = {}
         self._static: dict[str, str] = {}
+        self.withheld: set[str] = set()  # IAM permissions that nobody has
 
     def new_service_account_key(self, email: str, project: str) -> dict[str, str]:
         """Make and trust a key; return it as the JSON object that `keyfile_dict` and google-auth take."""
@@ -167,7 +168,7 @@ def _unbase64(text: str) -> bytes:
 
 
 async def serve_tokens(issuer: TokenIssuer, host: str, port: int = 0) -> web.AppRunner:
-    """Serve POST /token on loopback and set `issuer.token_uri`; end it with `await runner.cleanup()`."""
+    """Serve /token and testIamPermissions on loopback, set `issuer.token_uri`; end it with `await runner.cleanup()`."""
 
     async def token(request: web.Request) -> web.Response:
         form = await request.post()
@@ -181,8 +182,17 @@ async def serve_tokens(issuer: TokenIssuer, host: str, port: int = 0) -> web.App
         body = {"access_token": access_token, "expires_in": int(lifetime) - 1, "token_type": "Bearer"}
         return web.json_response(body, headers={"Cache-Control": "no-store"})
 
+    async def permissions(request: web.Request) -> web.Response:
+        # Resource Manager's testIamPermissions: the one service account here owns its project.
+        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if issuer.authenticate(bearer) is None:
+            return web.json_response({"error": {"code": 401, "status": "UNAUTHENTICATED"}}, status=401)
+        asked = (await request.json()).get("permissions") or []
+        return web.json_response({"permissions": [each for each in asked if each not in issuer.withheld]})
+
     app = web.Application()
     app.router.add_post("/token", token)
+    app.router.add_post("/v1/projects/{project}:testIamPermissions", permissions)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
