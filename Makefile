@@ -1,6 +1,6 @@
-# make setup | demo [FAULT=name] [OUT=dir] | test | prove [SEEDS=n] | bench | check | clean
+# make setup | demo [FAULT=name] [OUT=dir] | test | prove [SEEDS=n] | bench | check | coverage | up [PROFILE=sandbox] | down | clean
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test prove bench check unit e2e clean
+.PHONY: help setup demo test prove bench check unit e2e coverage up down clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 FAULT ?=
 SEEDS ?= 10000
+PROFILE ?= cluster
 STAMP := $(VENV)/.installed
 
 help:
@@ -36,28 +37,44 @@ demo: $(STAMP)
 ## make test              every test that must hold for a change to land
 test: check unit e2e
 
-## make check             formatting, lint, types, layers
+## make check             formatting, lint, types, layers, the compose file
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy plugins/tpu_migration
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yaml
 
 ## make unit              unit, simulation, DAG integrity and sandbox tests
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore tests/e2e --numprocesses 2
 
+## make coverage          how much of the product the unit and DAG tests reach, which may not fall
+coverage: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/dags --numprocesses 2 --quiet --cov
+
 ## make e2e               whole migrations through the real Airflow scheduler
 e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e -v
 
-## make prove [SEEDS=n]   the exhaustive proofs; figures to out/prove.json, where an interrupted run goes on
+## make prove [SEEDS=n]   the exhaustive proofs, the judge's errors among them; figures to out/prove.json, where an interrupted run goes on
 prove: $(STAMP)
 	$(BIN)/python -m tests.prove --seeds $(SEEDS)
 
 ## make bench             the measured claims, with their limits; figures to out/bench.json
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+## make up [PROFILE=sandbox]  Airflow on Celery in containers; with the sandbox a whole migration, too (docs/compose.md)
+up: .env
+	COMPOSE_PROFILES=$(PROFILE) docker compose up --build --detach
+
+## make down              stop the containers; what they keep stays
+down:
+	COMPOSE_PROFILES=cluster,sandbox docker compose down
+
+.env:
+	$(PYTHON) deployment/make_env.py
 
 ## make clean             remove what the targets above made
 clean:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import sandbox_figures, simulation, translation
+from tests.bench import judge, load_generator, overhead, sandbox_figures, simulation, translation
 from tests.bench.figure import Figure
 
 # One function a figure: add yours here.
@@ -17,8 +17,15 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
     sandbox_figures.start_to_ready,
     sandbox_figures.idle_memory,
     simulation.virtual_migration,
+    judge.judge_seconds,
+    judge.judge_memory,
+    load_generator.load_ttft_error,
+    load_generator.load_e2e_error,
+    load_generator.load_miscounts,
+    load_generator.load_void_rule,
     translation.mixed_documents,
     translation.vllm_workloads,
+    overhead.airflow_overhead,
 )
 
 

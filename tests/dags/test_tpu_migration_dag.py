@@ -22,10 +22,12 @@ from sandbox.clock import VirtualClock
 from tpu_migration.clients.gke import NodePools
 from tpu_migration.clients.kubernetes import Kubernetes, Response
 from tpu_migration.clock import SystemClock
-from tpu_migration.domain.plan import CAPACITIES, RELEASES, STOPS, TARGETS, Plan, PlanError
+from tpu_migration.domain.capacity import KINDS
+from tpu_migration.domain.plan import APPROVALS, ON_FALLBACK, RELEASES, STOPS, TARGETS, Plan, PlanError
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.hooks import run as hooks_run
 from tpu_migration.lease import Holder
+from tpu_migration.operators.ask import AskOperator
 from tpu_migration.operators.stage import PATIENCE_S, StageOperator
 from tpu_migration.stages import STAGES
 from tpu_migration.stages.base import Context, Done, Failed, Stage, StageRun, Waiting
@@ -93,14 +95,15 @@ def test_the_dag_survives_the_way_through_the_database(dag):
 
 
 def test_the_stages_follow_each_other_in_the_order_of_the_design(dag):
-    assert [task.task_id for task in dag.topological_sort()] == ["arm", *ORDER, "restore"]
+    in_order = [task.task_id for task in dag.topological_sort() if not isinstance(task, AskOperator)]
+    assert in_order == ["arm", *ORDER, "restore"]
     for before, after in zip(["arm", *ORDER], [*ORDER, "restore"], strict=True):
         assert after in dag.task_dict[before].downstream_task_ids
 
 
-def test_every_task_but_the_arming_runs_the_stage_of_its_name(dag):
+def test_every_task_but_the_arming_and_the_questions_runs_the_stage_of_its_name(dag):
     for task in dag.tasks:
-        if task.task_id != "arm":
+        if task.task_id != "arm" and not isinstance(task, AskOperator):
             assert isinstance(task, StageOperator)
             assert task.stage == task.task_id
             assert task.stage in STAGES
@@ -196,11 +199,13 @@ def test_whatever_is_not_plain_from_its_title_is_described(params):
 def test_the_choices_of_the_form_are_those_of_the_plan(params):
     for name, choices in (
         ("target", TARGETS),
-        ("capacity", CAPACITIES),
+        ("capacity", KINDS),
         ("stop_after", STOPS),
         ("source_release", RELEASES),
+        ("on_fallback", ON_FALLBACK),
     ):
         assert tuple(params[name].schema["enum"]) == choices
+    assert tuple(params["approvals"].schema["items"]["enum"]) == APPROVALS
 
 
 def test_every_policy_of_the_form_is_there(params):

@@ -3,7 +3,8 @@
 Three workloads share the stand, because starting Airflow for each would take longer than the runs:
 `resumed` is shifting when all of Airflow is killed, and goes on when it is started again within the
 lease; `slow` has TPUs too slow for the gate; `orphaned` is on TPU, soaking, when Airflow is killed
-for good, and only the guard is left. A fourth, idle, is for what must be refused.
+for good, and only the guard is left. A fourth, idle, is for what must be refused. At the end `resumed`,
+which has migrated, is looked after and comes back to its GPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from sandbox.airflow_settings import GOOGLE_CONNECTION, google_environment
 from sandbox.stand import DAG_ID, Stand
 from sandbox.workload import workload_names
+from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import USERS_MAY_BE_ON_TARGET, Phase
+from tpu_migration.domain.routing import epoch_annotation
 from tpu_migration.record import Record
 from tpu_migration.report.page import render_report
 from tpu_migration.report.summary import summarise
@@ -30,6 +33,8 @@ from tpu_migration.status import observed_route
 RESUMED, SLOW, ORPHANED, IDLE = workload_names(4)
 LEASE_S = 60.0
 RUN_S = 420.0
+BACK = "back"  # the run of gpu_fallback
+FALLBACK_PARAMS = ("workload", "namespace", "project_id", "location", "cluster")
 
 # What a person may get wrong, and the words that must help them.
 BAD_INPUT: dict[str, dict[str, Any]] = {
@@ -56,6 +61,9 @@ class Story:
     running_while_waiting: int = -1
     route_before_refusal: dict[str, int] = field(default_factory=dict)
     route_after_refusal: dict[str, int] = field(default_factory=dict)
+    asked: Record | None = None  # as it was while people were asked
+    question: dict[str, Any] = field(default_factory=dict)
+    route_back: dict[str, int] = field(default_factory=dict)
     guard_took_s: float = 0.0
     route_with_airflow_dead: dict[str, int] = field(default_factory=dict)
 
@@ -73,6 +81,7 @@ async def play(directory: Path) -> Story:
         await _second_act(stand, story)
         for workload in (RESUMED, SLOW, ORPHANED):
             await _note_end(stand, story, workload)
+        await _third_act(stand, story)
     return story
 
 
@@ -90,7 +99,7 @@ def _refused_connection(stand: Stand) -> str:
 async def _first_act(stand: Stand, story: Story) -> None:
     """Two migrations shift and one warms up when Airflow is killed; it comes back, and they go on."""
     await _trigger(stand, ORPHANED, soak_s=3000)
-    await _trigger(stand, RESUMED)
+    await _trigger(stand, RESUMED, approvals=["decommission"])
     await _trigger(stand, SLOW)
     await asyncio.gather(
         _phase(stand, ORPHANED, USERS_MAY_BE_ON_TARGET), _phase(stand, RESUMED, USERS_MAY_BE_ON_TARGET)
@@ -100,8 +109,27 @@ async def _first_act(stand: Stand, story: Story) -> None:
     await stand.airflow.start()
     await _phase(stand, ORPHANED, {Phase.SOAKING})
     await _refusals(stand, story)
+    await _approve(stand, story, RESUMED)
     story.runs[RESUMED] = await _ended(stand, RESUMED)
     story.runs[SLOW] = await _ended(stand, SLOW)
+
+
+async def _approve(stand: Stand, story: Story, workload: str) -> None:
+    """Say yes in Airflow, as its UI does, once the run waits for people."""
+
+    async def asked() -> bool:
+        states = stand.airflow.task_states(DAG_ID, workload)
+        if (ended := stand.airflow.run_state(DAG_ID, workload)) in ("success", "failed"):
+            raise AssertionError(f"{workload} ended {ended} without a question: {await stand.record(workload)}")
+        return (states.get("approve_decommission"), states.get("decommission")) == ("deferred", "deferred")
+
+    await stand.until(f"the question about {workload}", asked, RUN_S)
+    record = await _record(stand, workload)
+    story.asked = record
+    at = f"/dags/{DAG_ID}/dagRuns/{workload}/taskInstances/approve_decommission/-1/hitlDetails"
+    story.question = await stand.airflow.api("GET", at)
+    body = {"chosen_options": ["Approve"], "params_input": {"reason": "all quiet"}}
+    await stand.airflow.api("PATCH", at, body)
 
 
 async def _refusals(stand: Stand, story: Story) -> None:
@@ -134,6 +162,30 @@ async def _second_act(stand: Stand, story: Story) -> None:
     story.route_with_airflow_dead = observed_route(stand.kube, record)
     await stand.airflow.start()
     story.runs[ORPHANED] = await _ended(stand, ORPHANED)
+
+
+async def _third_act(stand: Stand, story: Story) -> None:
+    """One workload has migrated: it is looked after, other hands touch its route, and it comes back to its GPUs."""
+    await stand.start_users(RESUMED, rate=3.0, output_tokens=250)
+    await _watch(stand, story, "all-well")
+    record = await _record(stand, RESUMED)
+    edit = {"metadata": {"annotations": {epoch_annotation(RESUMED): "999"}}}
+    await asyncio.to_thread(stand.kube.patch, HTTP_ROUTES, record.source.route, record.namespace, edit)
+    await _watch(stand, story, "other-hands")
+    conf = {key: value for key, value in stand.conf(RESUMED).items() if key in FALLBACK_PARAMS}
+    await stand.airflow.trigger_by_api("gpu_fallback", conf, run_id=BACK)
+    story.runs[BACK] = str(await stand.airflow.wait_for_run("gpu_fallback", BACK, deadline_s=RUN_S))
+    story.records[BACK], story.users[BACK] = await _record(stand, RESUMED), await stand.stop_users(RESUMED)
+    story.route_back = observed_route(stand.kube, record)
+    story.pools[BACK] = bool(await asyncio.to_thread(_nodes_of, stand, record.pool))
+
+
+async def _watch(stand: Stand, story: Story, run: str) -> None:
+    await stand.airflow.wait_for_dag("tpu_watch")
+    await stand.airflow.api("PATCH", "/dags/tpu_watch", {"is_paused": False})
+    await stand.airflow.trigger_by_api("tpu_watch", run_id=run)
+    story.runs[run] = str(await stand.airflow.wait_for_run("tpu_watch", run, deadline_s=RUN_S))
+    story.logs[run] = stand.airflow.task_log("tpu_watch", run, "watch")
 
 
 async def _note_end(stand: Stand, story: Story, workload: str) -> None:

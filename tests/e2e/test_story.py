@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.e2e.story import BAD_INPUT, IDLE, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
+from tests.e2e.story import BACK, BAD_INPUT, IDLE, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
 from tpu_migration.domain.phases import Phase
 
 pytestmark = pytest.mark.e2e
@@ -36,6 +36,15 @@ def test_killed_in_mid_shift_and_started_again_within_the_lease_the_migration_fi
     assert story.records[RESUMED].fallback is None
 
 
+def test_gpus_are_given_up_once_people_said_yes_in_airflow_and_not_before(story):
+    assert story.asked.phase is Phase.COMMITTED
+    assert story.asked.source_capacity == story.asked.source.replicas
+    assert story.question["subject"] == f"Give up the GPUs of {RESUMED}?"
+    said = story.records[RESUMED].approval("decommission")
+    assert (said.approved, said.by, said.reason) == (True, "admin in Airflow", "all quiet")
+    assert story.records[RESUMED].source_capacity == 0
+
+
 def test_a_tpu_too_slow_for_the_gate_ends_on_gpu_with_the_pool_gone_and_the_run_red(story):
     record, summary = story.records[SLOW], story.summaries[SLOW]
     assert story.runs[SLOW] == "failed"
@@ -58,6 +67,22 @@ def test_a_later_start_ends_the_orphaned_run_red_and_releases_its_tpus(story):
     assert record.phase is Phase.FALLEN_BACK
     assert "the guard" in record.fallback.actor
     assert not story.pools[ORPHANED]
+
+
+def test_a_migrated_workload_is_looked_after_and_other_hands_are_named(story):
+    assert story.runs["all-well"] == "success", story.logs["all-well"]
+    assert story.runs["other-hands"] == "failed"
+    assert f"HTTPRoute {RESUMED} carries epoch 999" in story.logs["other-hands"]
+
+
+def test_a_migrated_workload_comes_back_to_its_gpus_and_no_user_notices(story):
+    assert story.runs[BACK] == "success"
+    assert story.records[BACK].phase is Phase.FALLEN_BACK
+    assert story.route_back == {RESUMED: 100, f"{RESUMED}-tpu": 0}
+    assert not story.pools[BACK]
+    users = story.users[BACK]
+    assert users["requests"] > 50
+    assert (users["failed"], users["truncated"]) == (0, 0), users["errors"]
 
 
 def test_a_second_run_is_refused_naming_the_holder_and_leaves_the_first_ones_traffic_alone(story):

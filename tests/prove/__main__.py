@@ -6,18 +6,43 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.prove import fault_scenarios
+from tests.prove import (
+    breaches,
+    celery_stack,
+    crash_points,
+    fault_matrix,
+    fault_scenarios,
+    live,
+    operating_characteristics,
+)
 from tests.prove.ledger import Ledger
 
 
 def main() -> int:
     """Run what is not proven yet; exit 1 if anything is broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.prove", description=__doc__)
+    proofs = {
+        operating_characteristics.NAME: lambda: operating_characteristics.prove(ledger, options.migrations),
+        crash_points.NAME: lambda: crash_points.prove(ledger),
+        breaches.NAME: lambda: breaches.prove(ledger, options.breaches),
+        fault_matrix.NAME: lambda: fault_matrix.prove(ledger),
+        celery_stack.NAME: lambda: celery_stack.prove(ledger),
+        fault_scenarios.NAME: lambda: fault_scenarios.prove(ledger, options.seeds),
+        live.NAME: lambda: live.prove(ledger, options.streams),
+    }
+    parser.add_argument("names", nargs="*", help=f"proofs to run, of {', '.join(proofs)} (default: all)")
     parser.add_argument("--seeds", type=int, default=10_000, help="drawn migrations (default: %(default)s)")
+    parser.add_argument(
+        "--migrations", type=int, default=1_000, help="migrations to judge for each point (default: %(default)s)"
+    )
+    parser.add_argument("--streams", type=int, default=20_000, help="long streams to carry (default: %(default)s)")
+    parser.add_argument("--breaches", type=int, default=1_000, help="breaches to measure (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out/prove.json"))
     options = parser.parse_args()
+    if unknown := set(options.names) - proofs.keys():
+        parser.error(f"no proof {', '.join(sorted(unknown))}; there are {', '.join(proofs)}")
     ledger = Ledger(options.out)
-    return 0 if fault_scenarios.prove(ledger, options.seeds) else 1
+    return 0 if all([proofs[name]() for name in options.names or proofs]) else 1
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def prove(ledger: Ledger, seeds: int) -> bool:
     ends, problems = Counter(figures.get("ends", {})), list(figures.get("problems", []))
     calls = figures.get("calls", 0)
     blocks = [range(first, min(first + BLOCK, seeds)) for first in range(begun, seeds, BLOCK)]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=_quiet) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=quiet) as pool:
         for block, played in zip(blocks, pool.map(_play, blocks), strict=True):
             ends.update(played["ends"])
             problems += played["problems"]
@@ -37,7 +37,8 @@ def prove(ledger: Ledger, seeds: int) -> bool:
     return not problems
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Keep a process that plays thousands of worlds from logging, and from collecting garbage often."""
     logging.disable(logging.CRITICAL)
     gc.set_threshold(*COLLECT)
 

@@ -10,6 +10,7 @@ import pytest
 from sandbox.airflow import COMPONENTS, Airflow
 from sandbox.airflow_records import AirflowRecords
 from sandbox.airflow_settings import (
+    FLEET,
     GOOGLE_CONNECTION,
     Layout,
     Secrets,
@@ -17,6 +18,7 @@ from sandbox.airflow_settings import (
     google_environment,
     options,
 )
+from tpu_migration.domain.fleet import parse_fleet
 
 
 @pytest.fixture
@@ -64,11 +66,14 @@ def test_every_option_is_one_that_this_airflow_knows(layout):
     assert unknown == set()
 
 
-def test_the_google_connection_carries_the_key_and_the_endpoint(tmp_path):
+def test_the_google_connection_carries_the_key_and_the_endpoint_and_the_fleet_the_place(tmp_path):
     key = {"type": "service_account", "token_uri": "http://127.0.0.1:1/token"}
     (tmp_path / "key.json").write_text(json.dumps(key))
     state = {
         "project": "demo",
+        "location": "us-west4",
+        "cluster": "sandbox",
+        "namespace": "inference",
         "service_account_key_file": str(tmp_path / "key.json"),
         "gke_endpoint": "localhost:4443",
         "ca_file": str(tmp_path / "ca.crt"),
@@ -76,7 +81,14 @@ def test_the_google_connection_carries_the_key_and_the_endpoint(tmp_path):
     env = google_environment(state)
     connection = json.loads(env[GOOGLE_CONNECTION])
     assert connection["conn_type"] == "google_cloud_platform"
-    assert connection["extra"] == {"project": "demo", "keyfile_dict": key, "api_endpoint": "localhost:4443"}
+    assert connection["extra"] == {
+        "project": "demo",
+        "keyfile_dict": key,
+        "api_endpoint": "localhost:4443",
+        "resource_manager_endpoint": "http://127.0.0.1:1",
+    }
+    (place,) = parse_fleet(json.loads(env[FLEET]))
+    assert (place.project_id, place.cluster, place.namespace) == ("demo", "sandbox", "inference")
     assert env["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] == str(tmp_path / "ca.crt")
 
 

@@ -10,6 +10,7 @@ import pytest
 from engine_harness import H100, H100_FLAGS, TPU, TPU_FLAGS, events, running
 
 from sandbox.engine.faults import Faults
+from tpu_migration.domain.compile_log import programs_in
 
 BODY = {
     "model": "google/gemma-3-27b-it",
@@ -119,6 +120,29 @@ async def test_wrong_answers_come_at_full_speed_and_differ(switch):
         wrong = json.loads((await engine.post("/v1/completions", BODY))[1])
     assert right["usage"] == wrong["usage"]
     assert right["choices"][0]["text"] != wrong["choices"][0]["text"]
+
+
+async def test_an_engine_that_has_no_hbm_left_dies_at_its_first_late_compile(switch):
+    switch(late_oom={})
+    async with running(TPU_FLAGS, {**TPU, "SANDBOX_FAULTS": switch.path}, cold=True) as engine:
+        engine.core.apply_faults()
+        assert (await engine.post("/v1/completions", BODY))[0] == 500
+        assert "RESOURCE_EXHAUSTED: Error loading program" in (engine.core.dead or "")
+    switch(late_oom={})
+    async with running(TPU_FLAGS, {**TPU, "SANDBOX_FAULTS": switch.path}) as engine:
+        engine.core.apply_faults()
+        assert (await engine.post("/v1/completions", BODY))[0] == 200
+
+
+async def test_a_slow_compile_takes_as_long_however_fast_the_cloud_is(switch):
+    switch(slow_compile={"each_s": 0.2})
+    env = {**TPU, "SANDBOX_FAULTS": switch.path, "JAX_LOG_COMPILES": "1"}
+    async with running(TPU_FLAGS, env, cold=True) as engine:
+        engine.core.apply_faults()
+        await engine.post("/v1/completions", {**BODY, "max_tokens": 1})
+        programs = programs_in("\n".join(engine.log))
+        assert programs > 0
+        assert engine.core.metrics.histograms["e2e_request_latency_seconds"].sum >= 0.2 * programs
 
 
 async def test_recompile_stalls_running_engines_and_logs_it(switch):

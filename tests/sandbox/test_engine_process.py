@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 
 import aiohttp
 import pytest
@@ -18,6 +19,8 @@ from engine_harness import (
     free_port,
 )
 
+from tpu_migration.domain.compile_log import read_compile_log
+
 STREAM = {
     "model": "google/gemma-3-27b-it",
     "prompt": "the quick brown fox",
@@ -27,7 +30,10 @@ STREAM = {
     "stream": True,
     "stream_options": {"include_usage": True},
 }
+
 BOOT_ORDER = (
+    "Prepared token paddings: [16, 32, ",
+    "Prepared request paddings: [8, 16, ",
     "Enabling JAX compile cache.",
     "Init model | hbm=",
     "Memory statistics | total_hbm_limit_gb=",
@@ -75,11 +81,13 @@ def test_a_second_boot_finds_the_compile_cache(tmp_path):
     cache = tmp_path / "cache" / "xla"
     cache.parent.mkdir()
     env = {**TPU, "JAX_LOG_COMPILES": "1", "VLLM_XLA_CACHE_PATH": str(cache)}
-    for words in ("PERSISTENT COMPILATION CACHE MISS for", "Persistent compilation cache hit for"):
+    for hits in (False, True):
         argv, _ = serve(TPU_FLAGS)
         with child(argv, env, tmp_path) as engine:
             engine.wait_for("Application startup complete.")
-            assert words in engine.log
+            log = read_compile_log(engine.log)
+        assert (log.cache_hits == log.programs) is hits
+        assert (log.cache_hits > 0) is hits
 
 
 def test_a_shutdown_timeout_lets_streams_end(tmp_path):
@@ -120,6 +128,15 @@ def test_faults_at_boot_end_the_process_with_status_1(tmp_path, fault, words):
     with child(argv, env, tmp_path) as engine:
         assert engine.exit_status() == 1
         assert words in engine.log
+
+
+def test_an_engine_that_uses_up_the_host_s_memory_is_killed_in_the_middle_of_its_compiles(tmp_path):
+    faults = tmp_path / "faults.json"
+    faults.write_text('{"host-oom": {}}')
+    argv, _ = serve(TPU_FLAGS)
+    with child(argv, {**TPU, "SANDBOX_FAULTS": str(faults)}, tmp_path) as engine:
+        assert engine.exit_status() == -signal.SIGKILL
+        assert "Compilation of worker0 backbone" in engine.log
 
 
 def test_a_hanging_compile_goes_on_once_the_fault_is_gone(tmp_path):

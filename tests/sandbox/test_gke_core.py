@@ -191,6 +191,24 @@ def test_a_stockout_that_ends_while_gke_retries_lets_the_pool_come_up(world):
     assert len(world.ready()) == 1
 
 
+def test_nodes_whose_pod_addresses_are_used_up_fail_the_operation_and_fewer_pods_a_node_fit(tmp_path):
+    world = World(tmp_path, pod_range="10.4.0.0/22")
+    world.create("wide", "e2-standard-8", count=3)  # 110 pods: 256 addresses a node
+    world.run(130)
+    operation = world.create(count=2, max_pods_constraint={"max_pods_per_node": 110})
+    world.run(130)
+    done = world.operation(operation)
+    assert (done.status, world.pool().status.name) == (_DONE, "ERROR")
+    assert done.error.message.startswith("Google Compute Engine: [IP_SPACE_EXHAUSTED_WITH_DETAILS]: Instance 'gke-c-")
+    assert "projects/p/regions/us-west4/subnetworks/default" in done.error.message
+    assert "IP range '10.4.0.0/22'" in done.error.message
+    world.delete()
+    world.run(65)
+    world.create(count=2, max_pods_constraint={"max_pods_per_node": 32})
+    world.run(130)
+    assert world.pool().status.name == "RUNNING"
+
+
 def test_a_late_stockout_fails_at_the_usual_time_and_the_machines_turn_up_afterwards(world):
     world.faults.set("late-stockout", {"appears_after_s": 300})
     operation = world.create()

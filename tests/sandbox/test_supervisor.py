@@ -158,7 +158,9 @@ async def test_a_nested_supervisor_ends_only_what_is_its_own(tmp_path, monkeypat
         monkeypatch.setenv("SANDBOX_ID", f"{outer.identity}/99")
         async with Supervisor(tmp_path) as inner:
             nested = await inner.start("nested", ["sleep", "1000"])
-            assert nested.pid in watchdog.members(outer.identity)
+            async with asyncio.timeout(DEADLINE_S):  # its environment can be read once it is no fork of ours any more
+                while nested.pid not in watchdog.members(outer.identity):
+                    await asyncio.sleep(0)
         assert not nested.running
         assert sibling.running
 

@@ -28,12 +28,12 @@ from tpu_migration.guard import IDLE_LIMIT_S, NO_USER_DEPENDS
 FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in describe()}
 # The cloud runs at this many times its usual speed, so that a migration takes a minute of virtual time.
 SPEED = 60.0
-QUICK: dict[str, Any] = {"bake_s": 1, "soak_s": 2, "peak_rps": 100}
+QUICK: dict[str, Any] = {"bake_s": 1, "soak_s": 2, "peak_rps": 40}
 # One replica of each side, one guard: the smallest migration, about 500 calls of the orchestrator.
 SMALLEST: dict[str, Any] = {
     **QUICK,
     "guards": 1,
-    "peak_rps": 120,
+    "peak_rps": 40,
     "steps": [50, 100],
     "target_replicas": 1,
     "accept_single_replica": True,
@@ -47,7 +47,7 @@ _PHASES = (
 # While these are on, requests that meet them fail, whatever anybody does.
 _HURTING = frozenset({"errors-under-load", "hang-mid-stream", "gpu-hung", "lb-errors"})
 # These end only with a stage's own time limit; most scenarios cannot wait for hours.
-_ENDLESS = frozenset({"pool-stuck", "image-pull", "compile-hang"})
+_ENDLESS = frozenset({"pool-stuck", "image-pull", "compile-hang", "slow-compile"})
 _LONGEST_CALLS = 700
 _HELP_S = 60.0 + 5.0 + 8.0 + 5.0  # a lease, the guard's margin, its restore, the Gateway
 _AFTER_S = 60.0  # after the last fault is gone, until nothing of it may be felt any more
@@ -138,6 +138,7 @@ class Play:
         self.began: dict[str, float] = {}
         self.ended: dict[str, float] = {}
         self._chance = Random(f"play/{scenario.seed}")
+        self.over = False
         for onset in scenario.onsets:
             self._arm(onset)
 
@@ -153,16 +154,18 @@ class Play:
             if onset.fault in self.began:
                 if onset.for_s is not None and now >= self.began[onset.fault] + onset.for_s:
                     self._end(onset.fault)
+            elif self.over:
+                return  # a fault that was due later strikes nobody any more
             elif not due and (onset.phase is None or self.phase == onset.phase):
                 due.append(now + onset.after_s)
             elif due and now >= due[0]:
-                self._begin(onset)
+                self.begin(onset)
 
         if onset.phase is None and not onset.after_s:
-            self._begin(onset)
+            self.begin(onset)
         self.world.on_tick.append(look)
 
-    def _begin(self, onset: Onset) -> None:
+    def begin(self, onset: Onset) -> None:
         options: dict[str, Any] = {}
         engines = sorted(p.name for p in self.world.pods.values() if isinstance(p, EnginePod) and p.is_tpu)
         if onset.fault.startswith("gpu"):
@@ -193,7 +196,12 @@ class Play:
             airflow.run()
         except Killed:
             airflow = self._come_back(airflow, ended)
-        ended.green, ended.reasons, ended.calls = airflow.green, airflow.reasons(), calls.count
+        return self.conclude(airflow, ended)
+
+    def conclude(self, airflow: Airflow, ended: Ended) -> Ended:
+        """Take the faults away once the run has ended, let what it could not do be done, and judge what is left."""
+        ended.green, ended.reasons, ended.calls = airflow.green, airflow.reasons(), airflow.calls.count
+        self.over = True
         for name in [each for each in self.began if each not in self.ended]:
             self._end(name)
         self.world.advance(_AFTER_S)
@@ -238,7 +246,7 @@ class Play:
             if left := self.scene.leftovers():
                 found.append(f"objects left: {left}")
         if self.phase in ("", Phase.FALLEN_BACK, Phase.PROVEN, Phase.HELD):
-            found += self._source_is_not_as_before()
+            found += self.scene.source_changes()
         return found
 
     def _noticed(self) -> list[Violation]:
@@ -284,17 +292,6 @@ class Play:
         found += [
             f"{name} has weight and no ready engine" for name in weights if not self.world.traffic.ready_engines(name)
         ]
-        return found
-
-    def _source_is_not_as_before(self) -> list[str]:
-        found = []
-        hpa = self.world.client.list("horizontalpodautoscalers", NAMESPACE)[0]
-        replicas = self.scenario.world.get("replicas", 2)
-        if hpa["spec"]["minReplicas"] != replicas:
-            found.append(f"the source's autoscaler is left at a minimum of {hpa['spec']['minReplicas']}")
-        pins = [each["metadata"]["name"] for each in self.world.client.list("poddisruptionbudgets", NAMESPACE)]
-        if f"tpu-migration-{WORKLOAD}-pin" in pins:
-            found.append("the source is still pinned")
         return found
 
 

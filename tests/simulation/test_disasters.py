@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sandbox.api.messages import ApiError
 from sandbox.virtual_engine import EnginePod
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.harness import Calls, Killed, Phase, Scene
@@ -58,6 +59,20 @@ def test_a_second_route_to_the_source_is_refused_because_its_users_would_be_left
     assert f"besides {WORKLOAD}, HTTPRoute other sends users to {WORKLOAD}" in airflow.reasons()
 
 
+def test_a_webhook_that_lets_no_tpu_pod_in_is_named_when_the_wait_for_pods_ends():
+    scene = Scene()
+
+    def refuse(plural: str, obj: dict) -> None:
+        if plural == "pods" and "vllm-tpu" in obj["spec"]["containers"][0]["image"]:
+            raise ApiError(403, "Forbidden", "the team's quota is spent")
+
+    scene.world.api.writer.admit = refuse
+    airflow = scene.airflow().run()
+    assert "no pod can be made: the team's quota is spent" in airflow.reasons()
+    scene.assert_users_on_gpu()
+    scene.assert_nothing_left()
+
+
 def test_an_epoch_that_somebody_made_unreadable_blocks_no_restore():
     scene = Scene()
 
@@ -84,7 +99,7 @@ def test_a_pool_that_appears_after_the_teardown_looked_is_deleted_too():
     late = airflow.current.context.pools._client  # the call that was under way, and lands late
 
     def land() -> None:
-        spec = {"name": airflow.current.context.names.pool, "initial_node_count": 2}
+        spec = {"name": airflow.current.context.names.pool(), "initial_node_count": 2}
         spec |= {"config": {"machine_type": "ct5lp-hightpu-8t"}, "locations": ["us-west4-a"]}
         parent = f"{airflow.current.context.pools._cluster}"
         late.create_node_pool(request={"parent": parent, "node_pool": spec})
@@ -226,3 +241,19 @@ def test_a_target_whose_log_is_silent_proves_nothing(monkeypatch):
     airflow = Scene().airflow().run()
     assert "tells of no compiled program" in airflow.reasons()
     assert not airflow.green
+
+
+def test_a_tpu_that_gives_other_answers_never_gets_a_user():
+    scene = Scene(policy="chat", peak_rps=40)
+    scene.world.faults.set("wrong-answers")
+    airflow = scene.airflow().run()
+    assert "positions with another likeliest token" in airflow.reasons()
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+    scene.assert_nothing_left()
+
+
+def test_clients_that_need_what_the_tpu_loses_stay_on_the_gpu():
+    scene = Scene(policy="chat", peak_rps=40, client_features=["seed"])
+    assert "clients need seed (refused)" in scene.airflow().run().reasons()
+    scene.assert_users_on_gpu()

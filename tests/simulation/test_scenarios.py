@@ -58,7 +58,7 @@ def test_sees_a_keeper_that_overlooks_a_target_without_engines(monkeypatch):
 
 
 def test_sees_a_teardown_that_leaves_the_pool(monkeypatch):
-    monkeypatch.setattr(teardown, "_pool_is_there", lambda *_: None)
+    monkeypatch.setattr(teardown, "removed", lambda *_: None)
     assert "node pools left" in problems(broken(REVERTED))
 
 

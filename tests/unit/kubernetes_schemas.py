@@ -84,6 +84,7 @@ _POD_MONITORING = _object(
     limits={"type": "object"},
     filterRunning=_BOOL,
 )
+_PUBLISHED = {"HTTPRoute": "httproutes", "Gateway": "gateways"}
 _OWN = {
     ("networking.gke.io/v1", "HealthCheckPolicy"): _HEALTH_CHECK_POLICY,
     ("networking.gke.io/v1", "GCPBackendPolicy"): _BACKEND_POLICY,
@@ -99,8 +100,8 @@ def problems(document: dict[str, Any]) -> list[str]:
         whole = _object(["spec"], apiVersion=_TEXT, kind=_TEXT, metadata={"type": "object"}, spec=schema)
         found = jsonschema.Draft202012Validator(whole).iter_errors(document)
         return [f"{where}: {'.'.join(map(str, error.path))}: {error.message}" for error in found]
-    if document["kind"] == "HTTPRoute" and CRDS.is_dir():
-        crd = _route_schema(document["apiVersion"].split("/")[1])
+    if document["kind"] in _PUBLISHED and CRDS.is_dir():
+        crd = _published_schema(document["kind"], document["apiVersion"].split("/")[1])
         return [f"{where}: {error.message}" for error in jsonschema.Draft202012Validator(crd).iter_errors(document)]
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
@@ -112,8 +113,8 @@ def problems(document: dict[str, Any]) -> list[str]:
 
 
 @cache
-def _route_schema(version: str) -> dict[str, Any]:
-    crd = yaml.safe_load((CRDS / "gateway.networking.k8s.io_httproutes.yaml").read_text())
+def _published_schema(kind: str, version: str) -> dict[str, Any]:
+    crd = yaml.safe_load((CRDS / f"gateway.networking.k8s.io_{_PUBLISHED[kind]}.yaml").read_text())
     versions: Iterator[dict[str, Any]] = (item for item in crd["spec"]["versions"] if item["name"] == version)
     schema: dict[str, Any] = next(versions)["schema"]["openAPIV3Schema"]
     return schema

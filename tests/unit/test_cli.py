@@ -146,6 +146,27 @@ def test_a_restore_of_an_unknown_workload_ends_with_1_and_touches_nothing(cluste
     assert cluster.route() == before
 
 
+@pytest.mark.parametrize(("argv", "approved"), [([], True), (["--reject", "--reason", "peak on Friday"], False)])
+def test_people_answer_at_a_terminal(cluster, capsys, monkeypatch, argv, approved):
+    monkeypatch.setenv("USER", "ada")
+    cluster.records.begin(record(Phase.COMMITTED).with_question("decommission", 1.0))
+    assert main(["approve", GPU, "--namespace", NAMESPACE, *argv]) == 0
+    word = "approved" if approved else "rejected"
+    assert f"{GPU}: the decommission is {word}" in capsys.readouterr().out
+    said = cluster.records.read().approval("decommission")
+    assert (said.approved, said.by) == (approved, "ada at a terminal")
+    assert main(["status", GPU, "--namespace", NAMESPACE]) == 0
+    assert f"approval   decommission: {word} by ada at a terminal" in capsys.readouterr().out
+
+
+def test_where_nobody_is_asked_an_answer_ends_with_1(cluster, capsys):
+    assert main(["approve", GPU, "--namespace", NAMESPACE]) == 1
+    assert "has no migration in namespace" in capsys.readouterr().err
+    cluster.records.begin(record(Phase.SHIFTING))
+    assert main(["approve", GPU, "--namespace", NAMESPACE]) == 1
+    assert f"{GPU} is shifting and waits for nobody's word" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [TransientError("no answer to GET"), PermanentError("401: refuses the token")])
 def test_a_cluster_that_does_not_answer_is_one_clear_line(monkeypatch, capsys, error):
     def refuse():
@@ -181,11 +202,12 @@ def results(n, *, slower=1.0):
 
 @pytest.fixture
 def judged(tmp_path, capsys):
-    def run(candidate, health=HEALTH, policy="demo", form="text"):
+    def run(candidate, health=HEALTH, policy="demo", form="text", html=None):
         (tmp_path / "baseline.jsonl").write_text(render(results(80), HEALTH))
         (tmp_path / "candidate.jsonl").write_text(render(candidate, health))
         files = [str(tmp_path / f"{each}.jsonl") for each in ("baseline", "candidate")]
-        code = main(["judge", "--policy", policy, "--format", form, *files])
+        report = ["--html", str(html)] if html else []
+        code = main(["judge", "--policy", policy, "--format", form, *report, *files])
         return code, capsys.readouterr()
 
     return run
@@ -196,6 +218,15 @@ def test_a_candidate_as_good_as_the_baseline_passes_with_0(judged):
     assert shown.out.startswith("PASS:"), shown.out
     assert code == 0
     assert "left out: capacity, cost, engine events" in shown.err
+
+
+def test_the_judge_writes_its_report_as_one_page(judged, tmp_path):
+    judged(results(300), html=tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Gate: pass." in page
+    assert page.count("<svg") == 2
+    code, _ = judged(results(300), html=tmp_path / "no" / "folder" / "report.html")
+    assert code == 64
 
 
 def test_a_candidate_four_times_too_slow_fails_with_1_and_numbers(judged):

@@ -41,6 +41,8 @@ def test_the_schedule_delay_limit_is_one_per_cent_of_the_ttft_limit():
         ("looks: 3", "loks: 3", "loks: unknown key; did you mean looks?"),
         ("tpot_limit_ms", "tpot_limit_s", "slo.tpot_limit_s: unknown key; did you mean tpot_limit_ms?"),
         ("cost: {ratio_limit: 0.90}", "", "cost: missing; write null to leave its checks out"),
+        ("version: 2", "version: 0", "version: must be at least 1"),
+        ("version: 2", "version: two", "version: must be a finite int"),
         ("looks: 3", "looks: 5", "looks: must be one of"),
         ("looks: 3", "looks: true", "looks: must be a finite int, not True"),
         ("confidence: 0.95", "confidence: 0.5", "confidence: must be one of"),
@@ -62,7 +64,7 @@ def test_a_mistake_is_refused_by_name(old, new, said):
 
 
 def test_a_gate_that_checks_nothing_is_refused():
-    sections = ("slo", "ratio", "capacity", "goodput", "errors", "cost", "void")
+    sections = ("slo", "ratio", "capacity", "goodput", "errors", "cost", "quality", "void")
     with pytest.raises(PolicyError, match="prove nothing"):
         load_policy("name: lax\n" + "".join(f"{name}: null\n" for name in sections))
 

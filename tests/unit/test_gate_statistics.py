@@ -68,7 +68,7 @@ def test_block_quantiles_equal_those_of_the_resampled_requests(data):
     values = np.array(data.draw(st.lists(st.floats(0, 9) | st.just(math.inf), min_size=n, max_size=n)))
     times = np.array(data.draw(st.lists(st.floats(0, 100), min_size=n, max_size=n)))
     members = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
-    blocks = Blocks(times, 10, 200, (1, 2))
+    blocks = Blocks(times, 10, 0.5, 200, (1, 2))
     fast = blocks.quantiles(values, members, q)
     for draw, found in list(zip(blocks.draws, fast, strict=True))[:20]:
         sample = np.sort(np.repeat(values[members], draw[blocks.of[members]]))
@@ -85,7 +85,7 @@ def test_one_slower_request_never_lowers_a_bound(seed, which, factor):
     times, values = np.sort(rng.uniform(0, 50, 200)), rng.lognormal(3, 0.5, 200)
     worse = values.copy()
     worse[which] *= factor
-    blocks, everyone = Blocks(times, 20, 300, (7, 0)), np.ones(200, dtype=bool)
+    blocks, everyone = Blocks(times, 20, 1.0, 300, (7, 0)), np.ones(200, dtype=bool)
     assert (blocks.quantiles(worse, everyone, 0.95) >= blocks.quantiles(values, everyone, 0.95)).all()
     old = order_statistic_bounds(np.sort(values), 0.95, 0.05)
     new = order_statistic_bounds(np.sort(worse), 0.95, 0.05)
@@ -100,7 +100,7 @@ def test_a_stall_that_hits_neighbours_widens_the_bound_that_blocks_give():
     together = np.where((times >= 500) & (times < 545), 500.0, 20.0)
     everyone = np.ones(1000, dtype=bool)
     share = [
-        (Blocks(times, 20, 2000, (1, 1)).quantiles(values, everyone, 0.95) > 100).mean()
+        (Blocks(times, 20, 1.0, 2000, (1, 1)).quantiles(values, everyone, 0.95) > 100).mean()
         for values in (spread, together)
     ]
     assert share[1] > share[0]

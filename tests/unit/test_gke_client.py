@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 from google.api_core import exceptions
@@ -14,8 +15,10 @@ from sandbox.faults import Faults
 from sandbox.gke.core import GkeCloud
 from sandbox.gke.nodes import MemoryNodes
 from sandbox.world import _ClusterManager
-from tpu_migration.clients.gke import CALL_TIMEOUT_S, ClusterBusyError, NodePools, PoolSpec, node_pool
-from tpu_migration.domain.maintenance import Window
+from tpu_migration.clients import gke
+from tpu_migration.clients.gke import CALL_TIMEOUT_S, ClusterBusyError, NodePools
+from tpu_migration.domain.maintenance import Exclusion, Window
+from tpu_migration.domain.node_pools import PoolSpec, gcloud_line, made_again, node_pool
 from tpu_migration.domain.preflight import Cluster
 from tpu_migration.errors import NotHolderError, PermanentError, TransientError
 
@@ -163,6 +166,21 @@ def test_a_clusters_mode_and_maintenance_window_are_read(window, expected, autop
     assert NodePools(_Answers(cluster), PROJECT, LOCATION, CLUSTER).cluster() == Cluster(autopilot, expected)
 
 
+def test_only_exclusions_that_stop_node_upgrades_count():
+    span = {"start_time": "2026-01-03T01:00:00Z", "end_time": "2026-01-04T01:00:00Z"}
+    scopes = {"none": None, "all": "NO_UPGRADES", "minor": "NO_MINOR_UPGRADES", "nodes": "NO_MINOR_OR_NODE_UPGRADES"}
+    given = {
+        name: span | ({"maintenance_exclusion_options": {"scope": scope}} if scope else {})
+        for name, scope in scopes.items()
+    }
+    window = {"maintenance_exclusions": given}
+    cluster = container_v1.Cluster(maintenance_policy={"window": window}, locations=["us-west4-a"])
+    found = NodePools(_Answers(cluster), PROJECT, LOCATION, CLUSTER).cluster()
+    day = dt.datetime(2026, 1, 3, 1, tzinfo=dt.UTC)
+    assert found.exclusions == (Exclusion(day, day + dt.timedelta(days=1)),) * 3
+    assert found.zones == ("us-west4-a",)
+
+
 # --------------------------------------------------------------------- what operations hide
 
 
@@ -224,9 +242,9 @@ def test_a_pool_whose_answer_was_lost_is_found_again_by_name_and_by_operation(go
     assert (operation.done, operation.kind) == (False, "CREATE_NODE_POOL")
 
 
-def test_a_second_creation_of_the_same_pool_is_refused(google):
+def test_a_pool_that_an_earlier_create_made_is_read_again_rather_than_refused(google):
     google.finish(google.pools.create(spec()))
-    with pytest.raises(PermanentError, match="Already exists"):
+    with pytest.raises(TransientError, match="Already exists"):
         google.pools.create(spec())
 
 
@@ -336,3 +354,26 @@ def test_pods_a_node_are_bounded_for_the_default_runs_out_of_addresses():
     assert message().max_pods_constraint.max_pods_per_node == 32
     assert list(message().locations) == [ZONE]
     assert message().config.workload_metadata_config.mode.name == "GKE_METADATA"
+
+
+def test_a_pool_that_is_given_up_can_be_asked_for_again_as_it_was():
+    made = container_v1.NodePool(
+        name="h100", initial_node_count=1, locations=["us-central1-a", "us-central1-b"],
+        autoscaling={"enabled": True, "min_node_count": 1, "max_node_count": 4},
+        max_pods_constraint={"max_pods_per_node": 64},
+        config={
+            "machine_type": "a3-highgpu-1g", "service_account": "gpu@my-project.iam.gserviceaccount.com",
+            "accelerators": [{"accelerator_type": "nvidia-h100-80gb", "accelerator_count": 1}],
+            "taints": [{"key": "team", "value": "llm", "effect": "NO_SCHEDULE"}],
+        },
+    )  # fmt: skip
+    spec = made_again(gke._pool(made), 2)
+    again = gke._pool(container_v1.NodePool(node_pool(replace(spec, zone="us-central1-a"))))
+    assert replace(again, zones=gke._pool(made).zones, node_count=1, labels={}) == gke._pool(made)
+    line = gcloud_line(spec, "my-project", "us-central1", "inference")
+    for words in (
+        "--node-locations=us-central1-a,us-central1-b", "--num-nodes=2", "--node-taints=team=llm:NoSchedule",
+        "--enable-autoscaling --min-nodes=2 --max-nodes=4", "--max-pods-per-node=64",
+        "--accelerator=type=nvidia-h100-80gb,count=1",
+    ):  # fmt: skip
+        assert words in line

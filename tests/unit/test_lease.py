@@ -91,6 +91,13 @@ def test_a_lease_of_nobody_or_of_ones_own_run_has_no_other_holder(cluster):
     assert worker(cluster, run_id="run-2").other_holder() is None
 
 
+def test_the_first_task_of_a_run_that_was_cut_off_takes_the_lease_from_no_later_task(cluster):
+    later = held(cluster, task="provision")
+    with pytest.raises(NotHolderError, match="provision of this run holds the lease, so preflight is over"):
+        worker(cluster, task="preflight").acquire(begins_the_run=True)
+    later.check()
+
+
 def test_a_lease_that_somebody_else_made_by_hand_is_left_alone(cluster):
     held(cluster)
     cluster.client.patch("leases", NAMESPACE, NAME, {"spec": {"holderIdentity": "kubectl"}})
@@ -302,6 +309,14 @@ def test_giving_back_what_another_run_holds_changes_nothing(cluster):
     before = spec(cluster)
     lease.release()
     assert spec(cluster) == before
+
+
+def test_an_older_self_that_learns_it_was_replaced_does_not_give_the_newer_ones_lease_away(cluster):
+    older = held(cluster)
+    newer = held(cluster, attempt=2)
+    older.release()
+    newer.check()
+    assert spec(cluster)["holderIdentity"] == str(newer.holder)
 
 
 def test_a_new_run_leaves_a_lease_alone_that_was_never_taken(cluster):

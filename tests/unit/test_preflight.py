@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tpu_migration.domain.maintenance import Window
+from tpu_migration.domain.maintenance import Exclusion, Window
 from tpu_migration.domain.plan import Plan
 from tpu_migration.domain.preflight import BLOCKER, NOTE, WARNING, Cluster, Observed, Report, examine
 from tpu_migration.report.preflight_page import WIDTH, render
@@ -180,14 +180,9 @@ def test_a_budget_without_any_disruption_left_is_warned_of():
     assert severity(examine(observed(pdbs=[closed])), "pdb-closed") == WARNING
 
 
-@pytest.mark.parametrize(
-    ("modes", "expected"),
-    [(["ReadWriteOnce"], "claim-single-node"), (["ReadOnlyMany"], None), (["ReadWriteOnce", "ReadWriteMany"], None)],
-)
-def test_weights_that_only_the_gpus_node_can_mount_stop_the_run(modes, expected):
-    claim = thing("PersistentVolumeClaim", "weights", {"accessModes": modes})
-    report = examine(observed(claims={"weights": claim}))
-    assert [each.code for each in report.blockers] == ([expected] if expected else [])
+def test_a_claim_that_is_gone_stops_the_run():
+    report = examine(observed(claims={"weights": None, "cache": thing("PersistentVolumeClaim", "cache")}))
+    assert [(each.code, each.thing) for each in report.blockers] == [("claim-missing", "PersistentVolumeClaim weights")]
 
 
 def test_a_compute_class_is_told_and_autopilot_stops_the_run():
@@ -195,6 +190,45 @@ def test_a_compute_class_is_told_and_autopilot_stops_the_run():
     report = examine(observed(deployment=deployment(nodeSelector=selector), cluster=Cluster(autopilot=True)))
     assert severity(report, "compute-class") == NOTE
     assert [each.code for each in report.blockers] == ["autopilot"]
+
+
+@pytest.mark.parametrize("suffix", ["", "-non-daemonset"])
+def test_a_namespace_whose_pods_go_to_a_compute_class_stops_the_run(suffix):
+    key = f"cloud.google.com/default-compute-class{suffix}"
+    (blocker,) = examine(observed(namespace_labels={key: "cheap", "team": "llm"})).blockers
+    assert blocker.code == "default-compute-class"
+    assert "ComputeClass cheap" in blocker.state
+    assert blocker.remedy.endswith(f"kubectl label namespace {observed().plan.namespace} {key}-")
+
+
+def test_a_namespace_without_a_default_class_passes_and_one_that_nobody_could_read_is_not_called_checked():
+    assert "default compute class" in examine(observed(namespace_labels={"team": "llm"})).passed
+    assert "default compute class" not in examine(observed()).passed
+
+
+@pytest.mark.parametrize(
+    ("runs", "needed", "told"),
+    [
+        ("1.30.9-gke.9999999", "1.31.2-gke.1115000", BLOCKER),
+        ("1.31.2-gke.1114999", "1.31.2-gke.1115000", BLOCKER),
+        ("1.31.2-gke.1115000", "1.31.2-gke.1115000", None),
+        ("1.32.0-gke.1", "1.31.2-gke.1115000", None),
+        ("1.9.7-gke.3", "1.27.2-gke.2100", BLOCKER),
+        ("", "1.27.2-gke.2100", None),
+    ],
+)
+def test_a_control_plane_that_is_too_old_for_the_tpu_stops_the_run(runs, needed, told):
+    report = examine(observed(cluster=Cluster(version=runs), min_gke_version=needed))
+    assert severity(report, "gke-version") == told
+    for each in report.blockers:
+        assert needed in each.state
+        assert "gcloud container clusters upgrade" in each.remedy
+
+
+def test_the_version_says_nothing_of_a_pool_that_is_there():
+    plan = replace(observed().plan, tpu_pool="ours")
+    old = observed(plan=plan, cluster=Cluster(version="1.20.0-gke.1"), min_gke_version="1.27.2-gke.2100")
+    assert severity(examine(old), "gke-version") is None
 
 
 # --------------------------------------------------------------------------------- maintenance
@@ -256,3 +290,23 @@ def test_every_right_that_preflight_asks_for_is_granted_by_the_manifest():
     for verb, resource, sub in RIGHTS:
         group = resource.api_version.rpartition("/")[0]
         assert (verb, group, f"{resource.plural}{'/' + sub if sub else ''}") in granted
+
+
+# --------------------------------------------------------------------- the cluster's zones and exclusions
+
+
+def test_a_zone_in_which_the_cluster_has_no_nodes_stops_the_run():
+    there = Cluster(zones=("us-west4-a", "us-west4-b"))
+    assert severity(examine(observed(cluster=there)), "zone") == BLOCKER
+    (found,) = [each for each in examine(observed(cluster=there)).findings if each.code == "zone"]
+    assert "us-west4-a, us-west4-b" in found.state
+    assert severity(examine(observed(cluster=replace(there, zones=(observed().plan.pool_zone,)))), "zone") is None
+
+
+@pytest.mark.parametrize(("ends_h", "told"), [(30, None), (3, WARNING)])
+def test_a_window_is_told_only_as_far_as_no_exclusion_covers_it(ends_h, told):
+    window = Window(NOON + dt.timedelta(hours=1), dt.timedelta(hours=4))
+    exclusion = Exclusion(NOON - dt.timedelta(hours=1), NOON + dt.timedelta(hours=ends_h))
+    plan = replace(observed().plan, soak_s=3600.0)
+    cluster = Cluster(windows=(window,), exclusions=(exclusion,))
+    assert severity(examine(observed(plan=plan, cluster=cluster)), "maintenance") == told

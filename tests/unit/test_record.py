@@ -46,7 +46,9 @@ def test_what_was_written_is_read_back_to_the_last_field(cluster):
         fallback=Fallback("p99 too high", "the keeper", 1.0, 2.0, 3.5),
         notes={"warm_up": "12 shapes"},
         source=source(node_pools=("h100-pool",), hpa="vllm", hpa_min_replicas=1, max_model_len=32768),
+        way_back=("tpu-migration deploy --accelerator gpu",),
     ).with_stage("gate", "done", 5.0, 9.0, "pass")
+    full = full.with_question("shift", 3.0).with_answer("shift", approved=True, by="ada", reason="why", now=4.0)
     cluster.records.begin(full)
     assert cluster.records.read() == full
 
@@ -356,3 +358,49 @@ def test_the_snapshot_is_a_secret_labelled_with_its_run_and_packed(cluster):
     packed = base64.b64decode(secret["data"]["snapshot.json.gz"])
     assert json.loads(gzip.decompress(packed))["source"]["service"] == GPU
     assert TPU not in secret["metadata"]["name"]
+
+
+# ------------------------------------------------------------------------ the way back after the commit
+
+
+@pytest.mark.parametrize("phase", [Phase.COMMITTED, Phase.DECOMMISSIONING, Phase.MIGRATED])
+def test_a_migration_that_is_taken_back_counts_on_the_whole_source_again(phase):
+    gone = replace(record(phase), source_capacity=0, intent="delete node pool h100", fallback=Fallback("x", "y", 1, 2))
+    back = gone.taken_back()
+    assert (back.phase, back.source_capacity) == (Phase.FALLING_BACK, back.source.replicas)
+    assert (back.intent, back.operation, back.fallback) == ("", "", None)
+
+
+@pytest.mark.parametrize("phase", [Phase.SOAKING, Phase.HELD, Phase.FALLEN_BACK])
+def test_before_the_commit_nothing_is_taken_back_but_restored(phase):
+    with pytest.raises(PermanentError, match=f"a migration that is {phase}"):
+        record(phase).taken_back()
+
+
+def test_a_target_that_no_gate_has_judged_is_told_from_one_that_it_could_not_decide_on():
+    assert record(Phase.HELD).stands_unjudged
+    assert not record(Phase.HELD, verdict={"outcome": "inconclusive"}).stands_unjudged
+    assert not record(Phase.WARM).stands_unjudged
+
+
+# ---------------------------------------------------------------------------------- approvals
+
+
+def test_a_question_is_asked_once_and_its_time_does_not_begin_anew():
+    asked = record(Phase.COMMITTED).with_question("decommission", 10.0)
+    assert asked.with_question("decommission", 99.0) == asked
+    assert not asked.said_no("decommission"), "silence is no answer yet"
+
+
+def test_an_answer_to_what_was_not_asked_or_is_over_is_refused():
+    with pytest.raises(PermanentError, match="vllm is shifting and asks nobody about decommission"):
+        record().with_answer("decommission", approved=True, by="ada", reason="", now=1.0)
+    ended = record(Phase.MIGRATED).with_question("decommission", 1.0)
+    with pytest.raises(PermanentError, match="vllm is migrated and asks nobody"):
+        ended.with_answer("decommission", approved=True, by="ada", reason="", now=2.0)
+
+
+def test_a_record_from_before_there_were_questions_is_read():
+    old = json.loads(record().to_json())
+    del old["approvals"], old["way_back"]
+    assert Record.from_json(json.dumps(old)) == record()

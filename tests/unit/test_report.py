@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from cluster import GPU, TPU, Cluster, record, source
 
+from tpu_migration.domain.gate.counterfactual import what_would_change
 from tpu_migration.domain.phases import Phase
-from tpu_migration.record import Fallback, StageRun
-from tpu_migration.report.page import render_report
+from tpu_migration.record import Attempt, Fallback, Record, StageRun
+from tpu_migration.report.page import render_report, report_data
 from tpu_migration.report.summary import summarise
+from tpu_migration.status import describe
 
 EVIL = "<script>alert('x')</script>\"&"
 USERS = {"requests": 1200, "failed": 1, "truncated": 0, "peak_streams": 31, "p99_ttft_s": 0.412, "longest_s": 31.0}
@@ -47,10 +50,25 @@ STAGES = (
     StageRun("preflight", "done", 100.0, 128.5),
     StageRun("gate", "failed", 260.0, 400.0, "fail"),
 )
-ARMS = {
-    "baseline": {"ttft_ms": [100.0, 120.0, 180.0], "tpot_ms": [], "e2e_ms": [900.0, 1000.0, 1500.0]},
-    "candidate": {"ttft_ms": [110.0, 150.0, 300.0], "tpot_ms": [], "e2e_ms": []},
-}
+EVIDENCE = {
+    "limits": {"ttft_ms": 250.0, "tpot_ms": 70.0, "goodput": 0.95, "need_rps": 4.8, "quantile": 0.95},
+    "arms": {
+        "baseline": {"requests": 60, "failed": 0, "ttft_ms": [100.0, 120.0, 180.0], "e2e_ms": [900.0, 1000.0, 1500.0]},
+        "candidate": {"requests": 250, "failed": 1, "ttft_ms": [110.0, 150.0, 300.0], "tpot_ms": [], "e2e_ms": []},
+    },
+    "looks": [
+        {"look": "1a", "outcome": "void", "seconds": 50.0, "events": {"candidate recompiles": 3},
+         "baseline": [[1.0, 100.0, 180.0, 0]], "candidate": [[1.0, 110.0, 300.0, 0], [2.0, None, None, 4]]},
+        {"look": "1b", "outcome": "fail", "seconds": 50.0, "events": {}, "baseline": [],
+         "candidate": [[1.0, 9.0, 9.0, 0]]},
+    ],
+    "sweep": [
+        {"rate_rps": 4.8, "requests": 250, "good": 200, "output_tokens_per_s": 300.0, "ttft_p99_ms": 290.0},
+        {"rate_rps": 2.8, "requests": 150, "good": 150, "output_tokens_per_s": None, "ttft_p99_ms": None},
+    ],
+    "clients": [{"block": "load-1b-0", "loop_lag_p99_ms": 3.25, "peak_streams": 17, "void_reasons": ["loop lag x"]}],
+    "costs": {"candidate": {"usd_per_hour": 9.6, "tokens_per_s": 300.0, "usd_per_million": 8.889}},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -68,7 +86,7 @@ def fallen_back(**changes):
         "verdict": verdict(),
         "stages": STAGES,
         "fallback": fallback,
-        "notes": {"arms": ARMS, "warm_up": "9 shapes"},
+        "notes": {"evidence": EVIDENCE, "warm_up": "9 shapes"},
     }
     return record(Phase.FALLEN_BACK, **(full | changes))
 
@@ -173,9 +191,10 @@ def test_the_page_is_self_contained(cluster):
     text = page_of(cluster, fallen_back())
     page = Page(text)
     assert not set(page.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
-    assert not {name for name, _ in page.attributes} & {"src", "href", "xlink:href", "srcset", "action", "data"}
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset", "action", "data"}
+    assert all(value.startswith("#") for name, value in page.attributes if name == "xlink:href")
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert not re.search(r"https?:|url\(|@import|javascript:|(?<!:)//", text, re.IGNORECASE)
+    assert not re.search(r"https?:|url\((?!#)|@import|javascript:|(?<!:)//", text, re.IGNORECASE)
 
 
 def test_the_verdict_the_reason_and_the_warning_come_first(cluster):
@@ -203,11 +222,64 @@ def test_every_check_stage_and_counter_is_shown_with_its_numbers(cluster):
 
 def test_both_arms_are_drawn_over_each_other_and_a_missing_one_is_left_out(cluster):
     text = page_of(cluster, fallen_back())
-    figures = re.findall(r"<figure>.*?</figure>", text)
-    assert [figure.count("<polyline") for figure in figures] == [2, 1]
-    for x, y in re.findall(r"([\d.]+),([\d.]+)(?= |\")", text.partition("<polyline")[2]):
-        assert 60 <= float(x) <= 620
-        assert 20 <= float(y) <= 140
+    figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    drawn = [figure.count("#9334e6") + figure.count("#1a73e8") for figure in figures]
+    assert [re.search(r'aria-label="([^"]*)"', figure)[1].partition(",")[0] for figure in figures] == [
+        "Share of requests by latency", "TTFT over time", "Throughput and goodput against the rate of requests",
+    ]  # fmt: skip
+    assert all(drawn)
+    assert "baseline (GPU)" in figures[0]
+    lone = dict(EVIDENCE, arms={"candidate": EVIDENCE["arms"]["candidate"]}, looks=[], sweep=[])
+    (figure,) = re.findall(r"<figure>.*?</figure>", page_of(cluster, fallen_back(notes={"evidence": lone})), re.DOTALL)
+    assert "baseline" not in figure
+
+
+def test_void_looks_engine_events_slo_lines_rates_and_the_client_s_health_are_shown(cluster):
+    text = Page(page_of(cluster, fallen_back())).text
+    for part in (
+        "look 1a: void", "3 candidate recompiles", "limit 250", "SLO", "peak with head-room", "load-1b-0", "3.25",
+        "loop lag x", "8.889", "Not measured: this verdict says nothing about",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_the_same_evidence_makes_the_same_page(cluster):
+    assert page_of(cluster, fallen_back()) == page_of(cluster, fallen_back())
+
+
+def test_the_report_s_json_holds_verdict_and_evidence(cluster):
+    made = fallen_back()
+    data = json.loads(json.dumps(report_data(made, summary_of(cluster, made)), allow_nan=False))
+    assert data["verdict"]["checks"][0]["interval"] == [85.0, 97.0]
+    assert data["evidence"] == EVIDENCE
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (check(), "tpot_p95 needs at most 70 ms, measured 91.25"),
+        (check(outcome="inconclusive", value=60.0, interval=[50.0, 80.0]), "about 4.0 times as many requests"),
+        (check(outcome="inconclusive", value=60.0, interval=[50.0, None]), "has no bound yet: more requests"),
+        (check(outcome="inconclusive", value=75.0, interval=[65.0, 80.0]), "measured 75, though that is not sure"),
+        (check(outcome="inconclusive", value=None, interval=[None, None]), "needs evidence that is missing"),
+        (check(outcome="void"), "needs a measurement that is not disturbed"),
+        (check(name="goodput", value=0.9, limit=0.95, unit="", interval=[0.88, 0.91]), "goodput needs at least 0.95"),
+    ],
+)  # fmt: skip
+def test_each_check_that_stands_against_a_pass_says_what_it_needs(made, said):
+    (told,) = what_would_change({"outcome": made["outcome"], "checks": [check(outcome="pass"), made]})
+    assert said in told
+
+
+def test_a_pass_says_what_is_nearest_to_its_limit():
+    far = check(name="far", outcome="pass", interval=[1.0, 35.0])
+    near = check(name="near", outcome="pass", interval=[1.0, 56.0])
+    good = check(name="goodput", outcome="pass", limit=0.9, interval=[0.99, 1.0])
+    room = check(name="capacity", outcome="pass", limit=12.0, interval=[12.0, None])
+    told = what_would_change({"outcome": "pass", "checks": [far, near, good, room]})
+    assert not any("capacity" in each for each in told)
+    assert told[0].startswith("goodput would stop passing if it got worse by 9 %")
+    assert told[1].startswith("near would stop passing if it got worse by 25 %")
 
 
 @pytest.mark.parametrize("phase", sorted(Phase))
@@ -215,6 +287,11 @@ def test_there_is_a_page_for_every_phase_even_for_a_run_that_did_nothing(cluster
     page = Page(page_of(cluster, record(phase)))
     assert f"vllm: {phase}" in page.text
     assert "Checks" not in page.text
+
+
+def evil_evidence():
+    looks = [{**look, "look": EVIL, "outcome": EVIL, "events": {EVIL: 1}} for look in EVIDENCE["looks"]]
+    return {**EVIDENCE, "looks": looks, "clients": [{"block": EVIL, "void_reasons": [EVIL]}]}
 
 
 def evil_record():
@@ -234,7 +311,7 @@ def evil_record():
         ),
         fallback=Fallback(EVIL, EVIL, 1.0, 2.0),
         stages=(StageRun(EVIL, EVIL, 1.0, 2.0, EVIL),),
-        notes={"warm_up": EVIL, "arms": ARMS},
+        notes={"warm_up": EVIL, "evidence": evil_evidence()},
     )
 
 
@@ -249,5 +326,34 @@ def test_nothing_that_came_from_outside_runs_in_the_reader_s_browser(cluster):
     assert page.text.count(EVIL) >= 15, "what is escaped is still shown as it is"
     assert {name for name, _ in page.attributes} <= {
         "lang", "charset", "name", "content", "class", "viewbox", "role", "aria-label", "fill", "stroke",
-        "stroke-width", "points", "x", "y", "style", "d", "opacity", "text-anchor",
+        "stroke-width", "points", "x", "y", "style", "d", "opacity", "text-anchor", "id", "transform", "clip-path",
+        "width", "height", "version", "xlink:href", "type",
     }  # fmt: skip
+
+
+def test_every_attempt_at_a_node_pool_is_told(cluster):
+    attempts = (
+        Attempt("on-demand in us-west4-a", "tpu-x", 1.0, "<no stock>", 2.0),
+        Attempt("spot in us-west4-b", "tpu-x-2", 2.0, "", 3.0),
+    )
+    made = record(Phase.PROVISIONED, attempts=attempts)
+    page = page_of(cluster, made)
+    assert "&lt;no stock&gt;" in page
+    assert page.index("on-demand in us-west4-a") < page.index("spot in us-west4-b")
+    told = describe(cluster.kube, made)
+    assert "on-demand in us-west4-a: <no stock> (tpu-x)" in told
+    assert "spot in us-west4-b: its nodes are ready (tpu-x-2)" in told
+    assert Record.from_json(made.to_json()) == made
+
+
+def test_what_people_were_asked_and_the_way_back_are_told(cluster):
+    asked = record(Phase.MIGRATED, way_back=("gcloud container node-pools create x", "tpu-migration deploy"))
+    asked = replace(asked, phase=Phase.COMMITTED).with_question("decommission", 1.0)
+    made = asked.with_answer("decommission", approved=True, by="ada", reason="quiet week", now=2.0)
+    page = page_of(cluster, replace(made, phase=Phase.MIGRATED))
+    assert "approved by ada: quiet week" in page
+    assert "gcloud container node-pools create x\ntpu-migration deploy" in page
+    assert "may not be there again" in page
+    told = describe(cluster.kube, made)
+    assert "approval   decommission: approved by ada: quiet week" in told
+    assert "             tpu-migration deploy" in told

@@ -10,7 +10,7 @@ import pytest
 from cluster import NAMESPACE, Cluster
 
 from sandbox.api import Response
-from tpu_migration.clients.vllm import Vllm, parse_metrics
+from tpu_migration.clients.vllm import Vllm, parse_lengths, parse_metrics, parse_stalls, parse_stay
 from tpu_migration.errors import TransientError
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings" / "vllm-0.32"
@@ -52,6 +52,31 @@ def test_the_real_page_is_read(recorded):
     assert metrics.first_tokens == 8
     assert metrics.finished == {"stop": 0, "length": 8, "abort": 0, "error": 0, "repetition": 0}
     assert metrics.started_at == 1.79530903277e9
+
+
+def test_the_lengths_of_a_real_servers_requests_are_read_from_its_histograms(recorded):
+    lengths = parse_lengths(recorded("metrics"))
+    for kind in ("prompt", "generation"):
+        counts = [lengths[kind][bound] for bound in sorted(lengths[kind])]
+        assert counts == sorted(counts)
+        assert counts[-1] == 8
+    assert parse_lengths("nothing") == {"prompt": {}, "generation": {}}
+
+
+def test_how_long_requests_stayed_and_how_many_tokens_stalled_is_read_from_the_real_page(recorded):
+    page = recorded("metrics")
+    seconds, finished = parse_stay(page)
+    assert finished == 8
+    assert 0 < seconds < 8 * 60
+    assert parse_stalls(page) == 0
+    head = 'vllm:inter_token_latency_seconds_{}{{engine="0",{}model_name="m"}} {}\n'
+    told = head.format("bucket", 'le="1.0",', "7.0") + head.format("count", "", "9.0")
+    assert parse_stalls(told * 2) == 4  # two engines of one server
+
+
+def test_a_server_that_has_no_such_histogram_has_not_told_that_nothing_stalled():
+    assert parse_stalls(OLD) is None
+    assert parse_stay(OLD) == (0.0, 0.0)
 
 
 def test_the_real_page_s_buckets_rise_to_the_count(recorded):

@@ -1,0 +1,135 @@
+"""Prove docker-compose.yaml: a migration through Airflow on Celery, Redis and PostgreSQL, with the wheel installed.
+
+The file's own commands run as processes (see `compose_stack`). The sandbox's service migrates its workload with users
+on it. Then every slot of the default queue is taken, a run is marked as failed, and its way back must start at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from deployment.make_env import values as new_values
+from sandbox.airflow_api import RemoteAirflow
+from sandbox.stand import DAG_ID, conf_on
+from tests.prove.compose_stack import Stack, StackFailed, make_environment, what_is_missing
+from tests.prove.ledger import ROOT, Ledger
+
+NAME = "celery_stack"
+MIGRATION_S = 900.0
+START_LIMIT_S = 5.0
+_BEHIND = "behind"  # the run that waits for a slot
+
+
+def prove(ledger: Ledger) -> bool:
+    """Run it if it was not; tell, and note the figures."""
+    if ledger.get(NAME).get("holds"):
+        print(f"{NAME}: proven already")
+        return True
+    if missing := what_is_missing():
+        print(f"{NAME}: skipped, {missing}")
+        ledger.put(NAME, {"skipped": missing})
+        return True
+    directory = ROOT / "out" / "prove" / NAME
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    try:
+        figures = asyncio.run(_figures(directory))
+    except StackFailed as error:
+        figures = {"broken": [str(error)]}
+    figures["holds"] = not figures["broken"]
+    ledger.put(NAME, figures)
+    for problem in figures["broken"]:
+        print(f"{NAME}: BROKEN: {problem}")
+    if figures["holds"]:
+        print(
+            f"{NAME}: migrated in {figures['migration_s']:.0f} s; a restore starts {figures['restore_starts_s']:.2f} s"
+        )
+    return bool(figures["holds"])
+
+
+async def _figures(directory: Path) -> dict[str, Any]:
+    binaries = await asyncio.to_thread(make_environment, directory)
+    values = new_values()
+    async with Stack(directory, binaries, values, [Path(__file__).with_name("busy_dag.py")]) as stack:
+        airflow = RemoteAirflow(stack.url, values["AIRFLOW_PASSWORD"])
+        began = time.monotonic()
+        summary = await _migrated(stack)
+        figures: dict[str, Any] = {"migration_s": time.monotonic() - began, "summary": summary}
+        figures["healthy"] = {n: await stack.healthy(n) for n, each in stack.services.items() if each.health}
+        figures |= await _restore_while_busy(stack, airflow)
+    figures["broken"] = _problems(figures, binaries.parent)
+    return figures
+
+
+async def _migrated(stack: Stack) -> dict[str, Any]:
+    """Wait for the end of the sandbox's own migration; return its summary."""
+    file, until = stack.cloud / "summary.json", time.monotonic() + MIGRATION_S
+    while not file.exists():
+        ended = [
+            name for name in stack.services if name != "airflow-init" and not stack.supervisor.children[name].running
+        ]
+        if ended or time.monotonic() > until:
+            raise StackFailed("\n".join(f"{each}:\n{stack.tail(each)}" for each in ["sandbox", *ended]))
+        await asyncio.sleep(1.0)
+    return dict(json.loads(file.read_text()))
+
+
+async def _restore_while_busy(stack: Stack, airflow: RemoteAirflow) -> dict[str, Any]:
+    """Take every slot of the default queue, mark a run as failed, and see when its restore starts."""
+    command = stack.services["sandbox-worker"].command
+    slots, release = int(command[command.index("--concurrency") + 1]), stack.directory / "release"
+    busy = await airflow.trigger("busy", {"slots": slots, "until": str(release)})
+    await _until(airflow, "busy", busy, lambda tasks: _holding(tasks) == slots)
+    state = json.loads((stack.cloud / "work" / "sandbox" / "state.json").read_text())
+    await airflow.trigger(DAG_ID, conf_on(state), run_id=_BEHIND)
+    await _until(airflow, DAG_ID, _BEHIND, lambda tasks: tasks["preflight"]["state"] == "queued")
+    marked = dt.datetime.now(dt.UTC)
+    await airflow.api("PATCH", f"/dags/{DAG_ID}/dagRuns/{_BEHIND}", {"state": "failed"})
+    tasks = await _until(airflow, DAG_ID, _BEHIND, lambda tasks: tasks["restore"]["start_date"])
+    still = _holding(await airflow.tasks("busy", busy))
+    release.touch()
+    await _until(airflow, "busy", busy, lambda tasks: all(each["end_date"] for each in tasks.values()))
+    at = f"/dags/busy/dagRuns/{busy}/taskInstances/hold/xcomEntries/return_value?map_index=0"
+    return {
+        "slots": slots,
+        "slots_still_taken": still,
+        "restore_starts_s": (dt.datetime.fromisoformat(tasks["restore"]["start_date"]) - marked).total_seconds(),
+        "restore_queue": tasks["restore"]["queue"],
+        "package": (await airflow.api("GET", at))["value"],
+    }
+
+
+def _holding(tasks: dict[str, dict[str, Any]]) -> int:
+    return sum(1 for name, each in tasks.items() if name.startswith("hold[") and each["state"] == "running")
+
+
+async def _until(airflow: RemoteAirflow, dag_id: str, run_id: str, condition: Any, deadline_s: float = 120.0) -> Any:
+    """Return a run's tasks once a condition on them holds."""
+    until = time.monotonic() + deadline_s
+    while not condition(tasks := await airflow.tasks(dag_id, run_id)):
+        if time.monotonic() > until:
+            raise StackFailed(f"{dag_id} {run_id}: { ({name: each['state'] for name, each in tasks.items()}) }")
+        await asyncio.sleep(0.2)
+    return tasks
+
+
+def _problems(figures: dict[str, Any], environment: Path) -> list[str]:
+    """Return what is not as it must be."""
+    summary, users = figures["summary"], figures["summary"]["users"]
+    package, starts = figures["package"], figures["restore_starts_s"]
+    checks = {
+        f"the workload is {summary['phase']}": summary["phase"] == "migrated",
+        f"users were hurt: {users}": not users["failed"] and not users["truncated"],
+        f"the workers import {package}, not the wheel": Path(package).is_relative_to(environment / "lib"),
+        f"only {figures['slots_still_taken']} of {figures['slots']} slots were taken": figures["slots_still_taken"]
+        == figures["slots"],
+        f"restore was on the queue {figures['restore_queue']}": figures["restore_queue"] != "default",
+        f"restore started after {starts:.1f} s (limit {START_LIMIT_S:g} s)": starts <= START_LIMIT_S,
+    }
+    return [problem for problem, holds in checks.items() if not holds]
