@@ -225,10 +225,7 @@ class Airflow(AirflowRecords, AirflowApi):
     ) -> str:
         """Start a run as the UI does, without the seconds that the command line takes to import Airflow."""
         await self.wait_for_dag(dag_id)
-        body: dict[str, Any] = {"logical_date": None, "conf": dict(conf or {})}
-        if run_id is not None:
-            body["dag_run_id"] = run_id
-        return str((await self.api("POST", f"/dags/{dag_id}/dagRuns", body))["dag_run_id"])
+        return await self.start_run(dag_id, conf, run_id)
 
     async def state_of(self, dag_id: str, run_id: str) -> str | None:
         """Return queued, running, success or failed; None if there is no such run."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -13,18 +15,27 @@ import aiohttp
 from sandbox.airflow_settings import USER
 
 _POLL_S = 0.5
+_TRIES = 3
+_PATIENCE_S = 60.0  # more than the API server itself waits for its database
 _CONNECTION, _VARIABLE = "AIRFLOW_CONN_", "AIRFLOW_VAR_"
 
 
 class AirflowFailed(RuntimeError):
-    """Airflow did not start, or refused what was asked; the message carries what it said."""
+    """Airflow did not start, or refused what was asked; the message carries what it said.
+
+    `status` is that of the HTTP answer, 0 where there was none.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 async def _answer(session: aiohttp.ClientSession, method: str, url: str, body: object) -> Any:
     async with session.request(method, url, json=body) as answer:
         text = await answer.text()
     if answer.status // 100 != 2:
-        raise AirflowFailed(f"{method} {url} answered {answer.status}: {text[:2000]}")
+        raise AirflowFailed(f"{method} {url} answered {answer.status}: {text[:2000]}", answer.status)
     return json.loads(text) if text else None
 
 
@@ -42,12 +53,32 @@ class AirflowApi:
         """
         login = {"username": self.user, "password": self.password}
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)) as session:
                 token = (await _answer(session, "POST", f"{self.url}/auth/token", login))["access_token"]
                 session.headers["Authorization"] = f"Bearer {token}"
                 return await _answer(session, method, f"{self.url}/api/v2{path}", body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AirflowFailed(f"{self.url} does not answer: {error or type(error).__name__}") from error
+
+    async def start_run(self, dag_id: str, conf: Mapping[str, Any] | None, run_id: str | None) -> str:
+        """Start a run as the UI does; return its id, drawn here if none is given.
+
+        An answer 5xx leaves open whether there is a run now: it is asked for again under the same id, which
+        makes two runs impossible, and a refusal as "already exists" says that the first time did it.
+        """
+        run = run_id or f"manual-{secrets.token_hex(4)}"
+        body = {"logical_date": None, "conf": dict(conf or {}), "dag_run_id": run}
+        for left in reversed(range(_TRIES)):
+            try:
+                await self.api("POST", f"/dags/{dag_id}/dagRuns", body)
+                break
+            except AirflowFailed as error:
+                if error.status == HTTPStatus.CONFLICT and left < _TRIES - 1:
+                    break
+                if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not left:
+                    raise
+                await asyncio.sleep(_POLL_S)
+        return run
 
     async def answers(self) -> bool:
         """Tell whether the API server answers at all."""
@@ -105,8 +136,7 @@ class RemoteAirflow(AirflowApi):
     async def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, run_id: str | None = None) -> str:
         """Start a run as the UI does, once the DAG has been parsed; return the run id."""
         await self.wait_for_dag(dag_id)
-        body = {"logical_date": None, "conf": dict(conf or {}), **({"dag_run_id": run_id} if run_id else {})}
-        return str((await self.api("POST", f"/dags/{dag_id}/dagRuns", body))["dag_run_id"])
+        return await self.start_run(dag_id, conf, run_id)
 
     async def wait_for_dag(self, dag_id: str, deadline_s: float = 120.0) -> None:
         """Wait until the DAG has been parsed; raise AirflowFailed with the import errors if it is not."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 USER = "admin"
+LOCK_WAIT_S = 30
 GOOGLE_CONNECTION = "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT"
 FLEET = "AIRFLOW_VAR_TPU_MIGRATION_FLEET"
 
@@ -69,7 +70,9 @@ def options(layout: Layout, keys: Secrets, parallelism: int) -> dict[str, dict[s
             # A parse shares two cores with engines and users: the default of 30 s fails a good DAG.
             "dagbag_import_timeout": 120,
         },
-        "database": {"sql_alchemy_conn": f"sqlite:///{layout.database}"},
+        # SQLite has one writer at a time: where others wait for it longer than 5 s (the driver's default),
+        # the API server answers 500 "Database error", and a worker's heartbeat or a trigger's event is lost.
+        "database": {"sql_alchemy_conn": f"sqlite:///{layout.database}?timeout={LOCK_WAIT_S}"},
         "logging": {"base_log_folder": layout.home / "logs", "colored_console_log": False},
         "api": {
             "host": "127.0.0.1",

@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from sandbox import demo
+from sandbox import airflow_api, demo
 from sandbox.addresses import free_port
 from sandbox.airflow_api import AirflowFailed, RemoteAirflow
 
@@ -25,6 +25,7 @@ class Server:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, object]] = []
         self.refuse = ""  # an entity that is refused
+        self.statuses: list[int] = []  # of the next answers to a run that is asked for
         self.port = free_port()
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -37,6 +38,8 @@ class Server:
         if request.path != "/api/v2/version" and request.headers.get("Authorization") != "Bearer t":
             return web.json_response({"detail": "who?"}, status=401)
         self.sent.append((request.method, request.path, body))
+        if request.path.endswith("/dagRuns") and self.statuses:
+            return web.json_response({"detail": "Database error"}, status=self.statuses.pop(0))
         errors = [{"error": "refused"}] if self.refuse and self.refuse in request.path else []
         return web.json_response({"create": {"errors": errors}, "dag_run_id": "r", "state": "running"})
 
@@ -91,13 +94,31 @@ async def test_one_that_is_not_there_is_told_by_its_address():
 
 async def test_a_run_is_started_once_its_dag_is_parsed_and_followed_by_its_id(server):
     airflow = remote(server)
-    assert await airflow.trigger("tpu_migration", {"workload": "vllm"}) == "r"
+    assert await airflow.trigger("tpu_migration", {"workload": "vllm"}, "r") == "r"
     assert server.sent[-1] == (
         "POST",
         "/api/v2/dags/tpu_migration/dagRuns",
-        {"logical_date": None, "conf": {"workload": "vllm"}},
+        {"logical_date": None, "conf": {"workload": "vllm"}, "dag_run_id": "r"},
     )
     assert await airflow.state_of("tpu_migration", "r") == "running"
+
+
+@pytest.mark.parametrize("statuses", [[500], [503, 500], [500, 409]])
+async def test_a_run_whose_answer_was_an_error_of_the_server_is_asked_for_again_under_the_same_id(
+    server, monkeypatch, statuses
+):
+    monkeypatch.setattr(airflow_api, "_POLL_S", 0.0)
+    asked, server.statuses = len(statuses) + (statuses[-1] != 409), list(statuses)
+    run = await remote(server).trigger("tpu_migration")
+    assert [body["dag_run_id"] for _, path, body in server.sent if path.endswith("/dagRuns")] == [run] * asked
+
+
+@pytest.mark.parametrize(("statuses", "said"), [([409], 409), ([400], 400), ([500, 400], 400), ([500] * 3, 500)])
+async def test_a_run_that_is_refused_is_not_asked_for_again_and_again(server, monkeypatch, statuses, said):
+    monkeypatch.setattr(airflow_api, "_POLL_S", 0.0)
+    server.statuses = list(statuses)
+    with pytest.raises(AirflowFailed, match=f"answered {said}: .*Database error"):
+        await remote(server).trigger("tpu_migration")
 
 
 def test_the_demo_takes_the_password_from_the_environment_alone(monkeypatch, capsys):
