@@ -39,7 +39,6 @@ from tpu_migration.stages.recorded_baseline import read as read_baseline
 
 _MAX_VOIDS = 2
 _PATIENCE_S = 900.0  # with an engine, a prober or a Gateway that does not answer
-_TARGET_ANSWERS = 3  # in a row, through the Gateway, before load is sent that way
 
 
 def step(ctx: Context) -> Outcome:
@@ -121,7 +120,7 @@ def _wait_for_the_way(ctx: Context) -> Waiting | None:
     if stats is None:
         return Waiting(1.0, "the prober does not answer yet")
     target = stats.arms.get(TARGET_ARM)
-    if target is None or target.ok < _TARGET_ANSWERS or target.consecutive_failures:
+    if target is None or not target.steady:
         error = f" ({target.last_error})" if target and target.last_error else ""
         return Waiting(1.0, f"the Gateway does not reach the target yet{error}")
     return None

@@ -12,6 +12,7 @@ from tpu_migration.stages.base import Context
 from tpu_migration.stages.objects import is_ready
 
 _PORT = 8080
+_STEADY = 3
 MAIN_ARM = "main"
 
 
@@ -26,6 +27,11 @@ class ArmStats:
     last_ok_s_ago: float | None
     last_error: str | None
     in_flight: int = 0
+
+    @property
+    def steady(self) -> bool:
+        """Tell whether this way was answered three times at least, and the last time, too."""
+        return self.ok >= _STEADY and not self.consecutive_failures
 
 
 @dataclass(frozen=True)

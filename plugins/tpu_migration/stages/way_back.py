@@ -1,7 +1,7 @@
 """Go back to GPUs from wherever a migration stands: users first, then the TPUs are released.
 
 Before the commit that is a restore. After it the source may be scaled down or gone: it is made whole again and seen
-to serve, and only then does the record say that users belong there.
+to serve, by each replica and through the Gateway, and only then does the record say that users belong there.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.errors import PermanentError
+from tpu_migration.names import SOURCE_ARM
 from tpu_migration.record import Record
+from tpu_migration.restore import ready_endpoints
 from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.base import Context, Done, Outcome, Stage, Waiting
-from tpu_migration.stages.deploy import apply_probe_route
+from tpu_migration.stages.deploy import apply_probe_route, prober
 from tpu_migration.stages.left_behind import end_what_was_left_behind, in_its_name, send_home
 from tpu_migration.stages.pin import pin_source
+from tpu_migration.stages.probes import prober_stats
 from tpu_migration.stages.stack import Stack, machines, serving
 
 _BUDGET_S = 3 * 3600.0
+# A pod that answers is not yet one that the Gateway sends users to: on GKE a group of endpoints that was empty takes
+# half a minute to be programmed, and as long to pass its health checks. Longer is a prober that is not to be had.
+_GATEWAY_PATIENCE_S = 180.0
 _ACTOR = "a person at a terminal"
 _REASON = "asked for by deploy_all --accelerator gpu"
 CLOSED = ENDED - {Phase.HELD, Phase.MIGRATED}  # users are on the source, and nothing of the target is left
@@ -80,6 +86,7 @@ def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | 
         pin_source(ctx, record)
         if (route := ctx.kube.get(k8s.HTTP_ROUTES, source.route, namespace)) is not None:
             apply_probe_route(ctx, record, route)  # users' streams on the target outlast the route that led there
+            ctx.kube.apply(prober(ctx, record))
         ctx.memory["whole"] = True
     live = ctx.kube.get(k8s.DEPLOYMENTS, source.deployment, namespace)
     if live is None:
@@ -92,7 +99,31 @@ def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | 
             f"Deployment {source.deployment} serves {served}: clients that ask for {sorted(lost)} would get 404; "
             "mend its arguments, then call again; users stay where they are"
         )
-    return None
+    return _answered_through_gateway(ctx, record)
+
+
+def _answered_through_gateway(ctx: Context, record: Record) -> Waiting | None:
+    """Return None once the Gateway's way to the source is answered, or there is no time for that.
+
+    Nobody waits while no replica of the target serves: each moment there is a user without an answer.
+    """
+    if ready_endpoints(ctx.kube, record.namespace, record.target) == 0:
+        return None
+    stats = prober_stats(ctx)
+    way = stats.arms.get(SOURCE_ARM) if stats else None
+    if way and way.steady:
+        return None
+    said = (way.last_error or "none yet") if way else "no prober yet"
+    now = ctx.clock.monotonic()
+    waited = now - ctx.memory.setdefault("gateway_since", now)
+    if waited > _GATEWAY_PATIENCE_S:
+        ctx.log(
+            "no steady answers of the source through the Gateway in %.0f s (%s); going on, for its pods answer",
+            waited,
+            said,
+        )
+        return None
+    return Waiting(1.0, f"waiting for steady answers of the source through the Gateway ({said})")
 
 
 def _nodes(ctx: Context, record: Record, objects: list[Object], stack: Stack) -> Waiting | None:
