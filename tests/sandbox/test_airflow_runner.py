@@ -47,7 +47,7 @@ def test_everything_stays_on_the_loopback_address_and_in_its_own_folder(layout):
     env = built(layout)
     assert env["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert env["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:45678/execution/"
-    assert env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] .startswith(f"sqlite:///{layout.home}/airflow.db?")
+    assert env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith(f"sqlite:///{layout.home}/airflow.db?")
     serving = [c for c in ("scheduler", "triggerer") if "--skip-serve-logs" not in COMPONENTS[c]]
     assert serving == [], "a log server would listen on all interfaces"
 

@@ -106,6 +106,43 @@ def test_streams_on_the_tpu_outlast_the_route_that_led_there():
     assert scene.leftovers() == []
 
 
+@pytest.mark.parametrize(("closed_s", "at_least_s", "at_most_s"), [(90.0, 90.0, 130.0), (3600.0, 180.0, 260.0)])
+def test_users_come_back_once_the_gateway_itself_reaches_the_gpus_or_has_had_its_time(
+    monkeypatch, closed_s, at_least_s, at_most_s
+):
+    scene = Scene(source_release="scale-to-zero")
+    assert scene.airflow().run().green
+    traffic, began = scene.world.traffic, scene.world.clock.now()
+    backends, moved = traffic.backends, []
+
+    def not_programmed(arm=None):
+        return {} if arm == "source" and scene.world.clock.now() < began + closed_s else backends(arm)
+
+    monkeypatch.setattr(traffic, "backends", not_programmed)
+    scene.when(lambda: scene.weights().get(WORKLOAD, 0) > 0, lambda: moved.append(scene.world.clock.now() - began))
+    assert isinstance(fall_back(scene), Done)
+    assert at_least_s <= moved[0] <= at_most_s
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+
+
+def test_nobody_waits_for_the_gateway_while_no_tpu_serves(monkeypatch):
+    scene = Scene(source_release="scale-to-zero")
+    assert scene.airflow().run().green
+    traffic = scene.world.traffic
+    backends, moved, ready = traffic.backends, [], []
+    monkeypatch.setattr(traffic, "backends", lambda arm=None: {} if arm == "source" else backends(arm))
+    scene.world.faults.set("crash-loop", {"workload": f"{WORKLOAD}-tpu"})
+    for pod in scene.world.client.list("pods", NAMESPACE):
+        if pod["metadata"]["name"].startswith(f"{WORKLOAD}-tpu"):
+            scene.world.client.delete("pods", NAMESPACE, pod["metadata"]["name"])
+    scene.when(lambda: len(traffic.ready_engines(WORKLOAD)) == 2, lambda: ready.append(scene.world.clock.now()))
+    scene.when(lambda: scene.weights().get(WORKLOAD, 0) > 0, lambda: moved.append(scene.world.clock.now()))
+    assert isinstance(fall_back(scene), Done)
+    assert moved[0] - ready[0] <= 15.0
+    scene.assert_users_on_gpu()
+
+
 def test_a_worker_that_hands_over_to_the_triggerer_is_not_taken_for_a_stranger():
     scene = Scene(source_release="scale-to-zero")
     assert scene.airflow().run().green
