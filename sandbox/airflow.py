@@ -173,10 +173,10 @@ class Airflow(AirflowRecords, AirflowApi):
             self.supervisor.forget(child)
 
     async def kill_worker(self, dag_id: str, run_id: str, task_id: str, deadline_s: float = 30.0) -> bool:
-        """SIGKILL the worker process of a task while one has it; False if none had within the deadline."""
+        """SIGKILL the worker process of a task while one has it; False if none had by the run's end or the deadline."""
         query = "SELECT id FROM task_instance WHERE dag_id = ? AND run_id = ? AND task_id = ? AND state = 'running'"
         until = time.monotonic() + deadline_s
-        while time.monotonic() < until:
+        while time.monotonic() < until and self.run_state(dag_id, run_id) not in FINAL_STATES:
             for (identity,) in self.rows(query, (dag_id, run_id, task_id)):
                 if pid := _process_of(str(UUID(str(identity)))):
                     os.kill(pid, signal.SIGKILL)

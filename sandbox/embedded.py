@@ -7,8 +7,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +37,7 @@ from sandbox.pki import VALIDITY, CertificateAuthority, Issued
 from sandbox.pods import cancel
 from sandbox.state import FAULTS_FILE, STATE_FILE, write_state
 from sandbox.supervisor import USERS, Supervisor, start_time
+from tpu_migration.names import GUARD_LEASE
 
 PROJECT, LOCATION, ZONE, CLUSTER = "sandbox-project", "us-west4", "us-west4-a", "sandbox"
 SERVICE_ACCOUNT = f"airflow@{PROJECT}.iam.gserviceaccount.com"
@@ -73,6 +75,7 @@ class Sandbox:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closers = contextlib.AsyncExitStack()
         self._agent: NodeAgent | None = None
+        self._kube: KubeClient | None = None
 
     async def start(self) -> None:
         """Start every part, create the objects, write state.json; the workloads are then on their way."""
@@ -86,7 +89,7 @@ class Sandbox:
         cluster = await self._cluster(authority, tls)
         admin, network = cluster.admin, cluster.network
         write_kubeconfig(self.directory / "kubeconfig", admin, ADMIN, workload.NAMESPACE)
-        kube = await self._closers.enter_async_context(KubeClient(cluster.parts))
+        kube = self._kube = await self._closers.enter_async_context(KubeClient(cluster.parts))
         gke_port = await self._cloud(kube, tls, admin)
         await self._node_agent(kube, cluster, authority)
         gateway_address = str(network[1])
@@ -212,22 +215,33 @@ class Sandbox:
     # Readiness, users, the end
 
     async def wait_ready(self) -> None:
-        """Wait until every workload answers through the gateway; raises TimeoutError or the part's error."""
+        """Wait until every workload answers through the gateway and the guard has given a sign of life.
+
+        Without the latter a migration is refused, rightly. Raises TimeoutError or the part's error.
+        """
         deadline_s = REAL_ENGINE_READY_S if self.options.real_vllm else READY_S
-        loop = asyncio.get_running_loop()
-        until = loop.time() + deadline_s
+        until = asyncio.get_running_loop().time() + deadline_s
         url = f"{self.state['gateway_url']}/v1/models"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             for service in self.state["workloads"]:
                 headers = {"Host": service["hostname"]} if service["hostname"] else {}
-                while not await _answers(session, url, headers):
-                    if self.failed.is_set():
-                        raise RuntimeError("a part of the sandbox has ended") from self.error
-                    if loop.time() > until:
-                        raise TimeoutError(f"{service['name']} does not answer after {deadline_s:.0f} s")
-                    await asyncio.sleep(0.1)
+                await self._until(f"{service['name']} does not answer", until, partial(_answers, session, url, headers))
+        await self._until("the guard gives no sign of life", until, self._guarded)
         self.state["ready"] = True
         write_state(self.directory, self.state)
+
+    async def _until(self, what_is_not: str, until: float, holds: Callable[[], Awaitable[bool]]) -> None:
+        loop = asyncio.get_running_loop()
+        while not await holds():
+            if self.failed.is_set():
+                raise RuntimeError("a part of the sandbox has ended") from self.error
+            if loop.time() > until:
+                raise TimeoutError(f"{what_is_not} in time")
+            await asyncio.sleep(0.1)
+
+    async def _guarded(self) -> bool:
+        assert self._kube is not None
+        return await self._kube.get("leases", workload.NAMESPACE, GUARD_LEASE) is not None
 
     async def start_users(self, rate: float, seed: int = 1, name: str = "users", **flags: Any) -> Path:
         """Start streaming users on the first workload; return the file with their counters."""

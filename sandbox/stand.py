@@ -20,7 +20,7 @@ from tpu_migration.clients.kubernetes import Kubernetes, client_transport
 from tpu_migration.record import Record, Records
 
 DAG_ID = "tpu_migration"
-_UP_S = 60.0
+_UP_S = 150.0  # more than the sandbox gives itself, so that its own words are told
 
 
 class StandFailed(RuntimeError):
