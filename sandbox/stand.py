@@ -43,6 +43,7 @@ class Stand:
         *,
         speed: float = 30.0,
         workloads: int = 1,
+        replicas: int = 2,
         dags: Path = ROOT / "dags",
         airflow: RemoteAirflow | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class Stand:
         self.directory = directory.resolve()
         self.dags = dags
         self.speed = speed
-        self.workloads = workloads
+        self.workloads, self.replicas = workloads, replicas
         self.state: dict[str, Any] = {}
         self.supervisor = Supervisor(self.directory / "logs")
         self._elsewhere = airflow
@@ -81,7 +82,8 @@ class Stand:
 
     async def _start_sandbox(self) -> None:
         where = self.directory / "sandbox"
-        arguments = ["up", "--dir", str(where), "--speed", f"{self.speed:g}", "--workloads", str(self.workloads)]
+        arguments = ["up", "--dir", str(where), "--speed", f"{self.speed:g}"]
+        arguments += ["--workloads", str(self.workloads), "--replicas", str(self.replicas)]
         child = await self.supervisor.start(
             "sandbox", [sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, order=REST
         )

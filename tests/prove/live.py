@@ -24,7 +24,8 @@ from tpu_migration.record import Record
 from tpu_migration.restore import restore
 
 NAME = "live"
-RATE_RPS, TOKENS = 9.5, 720  # alike for all: each answer takes ten seconds and more, on GPU and on TPU
+RATE_RPS, TOKENS = 9.5, 680  # alike for all: each answer takes ten seconds and more, on GPU and on TPU
+REPLICAS = 3  # a replica takes 64 at once, and a hundred are there always
 RUN_S = 600.0
 COMPONENTS = ("worker", "triggerer", "scheduler", "api-server")
 PHASES = {"shift": Phase.SHIFTING, "soak": Phase.SOAKING, "decommission": Phase.DECOMMISSIONING}
@@ -49,7 +50,7 @@ def prove(ledger: Ledger, streams: int) -> bool:
 async def _live(streams: int) -> dict[str, Any]:
     directory = Path("out/live")
     shutil.rmtree(directory, ignore_errors=True)
-    async with Stand(directory) as stand:
+    async with Stand(directory, replicas=REPLICAS) as stand:
         await stand.airflow.start()
         await stand.start_users(
             rate=RATE_RPS, output_tokens=TOKENS, more=("--spread", "0", "--natural-share", "0", "--prompt-tokens", "64")
@@ -113,7 +114,13 @@ class _Live:
         self, name: str, meanwhile: Callable[[str], Awaitable[object]], expected: Phase = Phase.MIGRATED
     ) -> None:
         run, began = f"{name}-{len(self.runs)}", time.monotonic()
-        conf = self.stand.conf(source_release="scale-to-zero", bake_s=10, soak_s=20)
+        conf = self.stand.conf(
+            source_release="scale-to-zero",
+            bake_s=10,
+            soak_s=20,
+            target_replicas=REPLICAS,
+            source_peak_replicas=REPLICAS,
+        )
         await self.stand.airflow.trigger_by_api(DAG_ID, conf, run_id=run)
         await meanwhile(run)
         state = await self.stand.airflow.wait_for_run(DAG_ID, run, RUN_S)
