@@ -200,7 +200,11 @@ class Deploying:
 
 def _nobody_works_on(record: Record) -> Stage:
     """Return a stage that ends once a run that was cut off is surely dead."""
-    return Stage("lease", lambda ctx: wait_for_dead_lease(ctx, record.run_id) or Done(), lambda plan: 600.0, False)
+
+    def step(ctx: Context) -> Outcome:
+        return wait_for_dead_lease(ctx, record.run_id, ctx.lease.look()) or Done()
+
+    return Stage("lease", step, lambda plan: 600.0, False)
 
 
 def trigger_line(plan: Plan) -> str:

@@ -44,6 +44,25 @@ class Holder:
         return cls(run_id, task, int(attempt) if attempt.isdigit() else 0, nonce)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A lease as it was at one look; what takes it by this look is refused if anybody wrote it since."""
+
+    lease: Object | None
+    holder: Holder | None  # None: nobody
+
+    @classmethod
+    def of(cls, lease: Object | None) -> Found:
+        """Read who holds it."""
+        identity = (lease["spec"].get("holderIdentity") if lease else None) or ""
+        return cls(lease, Holder.parse(identity) if identity else None)
+
+    @property
+    def beat(self) -> str:
+        """What changes with each renewal."""
+        return f"{self.holder} {self.lease['spec'].get('renewTime')}" if self.lease else ""
+
+
 class Lease:
     """The Lease of one workload's migration, as one worker sees it.
 
@@ -63,31 +82,47 @@ class Lease:
         self._lost = ""
         self.replaced = False  # a newer worker of the same run has it: that one goes on
         self._lock = threading.Lock()
+        self._first_beat: tuple[str, float] | None = None
 
-    def current_holder(self) -> Holder | None:
-        """Return who holds the lease, of whichever run; None if nobody does."""
-        found = self._kube.get(LEASES, self._name, self._namespace)
-        identity = (found["spec"].get("holderIdentity") if found else None) or ""
-        return Holder.parse(identity) if identity else None
+    @property
+    def taken(self) -> bool:
+        """Tell whether this worker ever had the lease; it may have lost it since."""
+        return self._renewed is not None
 
-    def other_holder(self) -> Holder | None:
-        """Return who of another run holds the lease, or None."""
-        holder = self.current_holder()
-        return holder if holder and holder.run_id != self.holder.run_id else None
+    def look(self) -> Found:
+        """Read the lease as it is now."""
+        return Found.of(self._kube.get(LEASES, self._name, self._namespace))
 
     def is_mine(self) -> bool:
         """Tell whether this very worker holds the lease right now."""
-        return str(self.current_holder() or "") == str(self.holder)
+        return str(self.look().holder or "") == str(self.holder)
 
-    def acquire(self, *, from_the_dead: bool = False, begins_the_run: bool = False) -> None:
+    def still_for(self, found: Found) -> float | None:
+        """Return for how many seconds a lease in other hands has stood still, on this worker's own clock.
+
+        None if it has moved since it was first asked about: its holder is alive, and the count begins anew.
+        """
+        now = self._clock.monotonic()
+        if self._first_beat is None:
+            self._first_beat = found.beat, now
+        beat, since = self._first_beat
+        if beat != found.beat:
+            self._first_beat = None
+            return None
+        return now - since
+
+    def acquire(
+        self, as_found: Found | None = None, *, from_the_dead: bool = False, begins_the_run: bool = False
+    ) -> None:
         """Take the lease; NotHolderError names the other run that holds it.
 
-        `from_the_dead` takes it from another run, too: the caller has seen it stand still for a whole
-        lease. `begins_the_run` is for the first task of a run: any other task of it is further on, and
-        keeps the lease. Raises ConflictError if somebody wrote it in between.
+        `as_found` is an earlier look of this worker: whatever it has read since is no older than that, and
+        ConflictError says that somebody wrote the lease in between. `from_the_dead` takes it from another run,
+        too: the caller has seen it stand still for a whole lease. `begins_the_run` is for the first task of a
+        run: any other task of it is further on, and keeps the lease.
         """
         sent = self._clock.monotonic()
-        found = self._kube.get(LEASES, self._name, self._namespace)
+        found = (as_found or self.look()).lease
         if found is None:
             self._kube.create(self._object())
         else:

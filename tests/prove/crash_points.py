@@ -37,12 +37,11 @@ def _prove(
     name = f"{story}, {fate}"
     mine = {**known.get(name, {"played": 0, "problems": []}), **figures}
     blocks = [chosen[first : first + BLOCK] for first in range(mine["played"], len(chosen), BLOCK)]
-    for block, (problems, safe_after_s, fell_back) in zip(
+    for block, (problems, safe_after_s) in zip(
         blocks, pool.map(_play, [story] * len(blocks), [fate] * len(blocks), blocks), strict=True
     ):
         mine["played"] += len(block)
         mine["problems"] = [*mine["problems"], *problems]
-        mine["fell_back"] = mine.get("fell_back", 0) + fell_back
         if safe_after_s:
             mine["safe_after_s_worst"] = max(safe_after_s, mine.get("safe_after_s_worst", 0.0))
         ledger.put(NAME, {**known, name: mine})
@@ -50,8 +49,7 @@ def _prove(
     within = f", users safe after {worst:.0f} s at most (bound {BOUND_S:.0f})" if worst else ""
     print(
         f"{name}: {mine['points']} points at {mine['calls']} calls, {mine['different_worlds']} different worlds, "
-        f"{mine['played']} played, {mine['fell_back']} fell back for no reason of their own, "
-        f"{len(mine['problems'])} broken{within}",
+        f"{mine['played']} played, {len(mine['problems'])} broken{within}",
         flush=True,
     )
     for problem in mine["problems"]:
@@ -59,13 +57,12 @@ def _prove(
     return not mine["problems"]
 
 
-def _play(story: str, fate: Fate, block: list[Point]) -> tuple[list[str], float | None, int]:
-    problems, safe, fell_back = [], [], 0
+def _play(story: str, fate: Fate, block: list[Point]) -> tuple[list[str], float | None]:
+    problems, safe = [], []
     for point in block:
         played = play(STORIES[story], fate, point)
-        fell_back += played.fell_back
         safe += [played.safe_after_s] if played.safe_after_s else []
         if played.problems:
             when = "after" if point.after else "before"
             problems.append(f"{story}, {fate}, {when} call {point.call}: {played.problems}")
-    return problems, max(safe, default=None), fell_back
+    return problems, max(safe, default=None)

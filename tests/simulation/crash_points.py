@@ -97,7 +97,6 @@ class Played:
 
     problems: list[str] = field(default_factory=list)
     safe_after_s: float | None = None  # from the kill to the safe route, where users were on their way
-    fell_back: bool = False  # safely, though the story goes on: one of two workers took the other's lease away
 
 
 class StoryCalls(Calls):
@@ -252,8 +251,7 @@ class Play:
         together.start(self.to_its_end)
         together.run()
         if runs:
-            self._judge(runs[0], {self.story.ends, Phase.FALLEN_BACK})
-            self.played.fell_back = self.phase is not self.story.ends
+            self._judge(runs[0], {self.story.ends})
         else:
             self._broken("the story never came to the point")
 

@@ -38,13 +38,11 @@ def test_killed_or_doubled_at_any_call_of_a_story_users_are_safe_at_every_instan
 def test_two_teardowns_of_one_run_that_restore_in_the_same_moment_still_end_it(phase):
     played = play(STORIES[f"stopped in {phase}"], Fate.JOINED, Point(2, after=True))
     assert played.problems == []
-    assert not played.fell_back, "it is what the story ends in anyway"
 
 
 def test_a_preflight_that_was_cut_off_does_not_write_the_record_anew_under_a_later_task():
     played = play(STORIES["migration"], Fate.JOINED, Point(4, after=False))
     assert played.problems == []
-    assert not played.fell_back
 
 
 # ------------------------------------------------------------- a judge that sees nothing wrong must be able to

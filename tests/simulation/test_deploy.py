@@ -113,7 +113,7 @@ def test_ctrl_c_gives_the_lease_back_and_says_what_stands(capsys):
     assert "is planned; the guard takes the TPU pods away" in told
     assert "The same command goes on" in told
     lease = Lease(scene.client("admin"), NAMESPACE, WORKLOAD, Holder("x", "y"), scene.world.clock)
-    assert lease.current_holder() is None
+    assert lease.look().holder is None
     before = scene.world.clock.now()
     assert deploy(scene, "--accelerator=gpu") == 0
     assert scene.world.clock.now() - before < 1800

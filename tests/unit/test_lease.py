@@ -62,10 +62,10 @@ def test_the_lease_of_another_run_is_never_taken_not_even_when_it_has_run_out(cl
 def test_a_lease_seen_to_stand_still_is_taken_from_the_dead_who_then_may_not_write(cluster):
     dead = held(cluster, run_id="run-0")
     heir = worker(cluster)
-    assert heir.other_holder() == dead.holder
+    assert heir.look().holder == dead.holder
     heir.acquire(from_the_dead=True)
     heir.check()
-    assert heir.other_holder() is None
+    assert heir.is_mine()
     cluster.clock.advance(RENEW_EVERY_S)
     dead.renew_if_due()
     with pytest.raises(NotHolderError, match="held by run-1"):
@@ -83,12 +83,46 @@ def test_a_dead_that_renews_in_the_last_instant_keeps_its_lease(cluster):
     dead.check()
 
 
-def test_a_lease_of_nobody_or_of_ones_own_run_has_no_other_holder(cluster):
-    assert worker(cluster).other_holder() is None
+def test_a_lease_that_is_not_there_or_was_given_back_is_nobodys(cluster):
+    assert worker(cluster).look().holder is None
     first = held(cluster)
-    assert worker(cluster, attempt=2).other_holder() is None
+    assert worker(cluster).look().holder == first.holder
     first.release()
-    assert worker(cluster, run_id="run-2").other_holder() is None
+    assert worker(cluster).look().holder is None
+
+
+def test_a_lease_is_taken_as_it_was_found_or_not_at_all(cluster):
+    late = worker(cluster, attempt=2)
+    held(cluster)
+    found = late.look()
+    later = held(cluster, task="decommission")
+    with pytest.raises(ConflictError):
+        late.acquire(found)
+    assert later.is_mine()
+    with pytest.raises(NotHolderError, match="never taken"):
+        late.check()
+
+
+def test_a_lease_that_was_not_there_is_made_or_not_taken_at_all(cluster):
+    late = worker(cluster)
+    found = late.look()
+    quicker = held(cluster, task="decommission")
+    with pytest.raises(ConflictError):
+        late.acquire(found)
+    assert quicker.is_mine()
+
+
+def test_how_long_a_lease_stands_still_is_told_by_ones_own_clock_and_counted_anew_once_it_moves(cluster):
+    other, here = held(cluster), worker(cluster, run_id="run-2")
+    assert here.still_for(here.look()) == 0
+    cluster.clock.advance(RENEW_EVERY_S)
+    assert here.still_for(here.look()) == RENEW_EVERY_S
+    other.renew_if_due()
+    assert here.still_for(here.look()) is None
+    cluster.clock.advance(5.0)
+    assert here.still_for(here.look()) == 0
+    cluster.clock.advance(DURATION_S + 1)
+    assert here.still_for(here.look()) == DURATION_S + 1
 
 
 def test_the_first_task_of_a_run_that_was_cut_off_takes_the_lease_from_no_later_task(cluster):

@@ -19,11 +19,11 @@ from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clients.prometheus import Prometheus
 from tpu_migration.clock import Clock
-from tpu_migration.domain.phases import Phase
+from tpu_migration.domain.phases import ENDED, Phase
 from tpu_migration.domain.plan import Plan
 from tpu_migration.domain.routing import RouteError
 from tpu_migration.errors import NotHolderError, PermanentError, SupersededError, TransientError
-from tpu_migration.lease import Holder, Lease
+from tpu_migration.lease import DURATION_S, Holder, Lease
 from tpu_migration.names import Names
 from tpu_migration.notices import Notice, failure, notices
 from tpu_migration.record import Record, RecordError, Records
@@ -43,6 +43,17 @@ FORWARD = (
     Phase.DECOMMISSIONING,
     Phase.MIGRATED,
 )
+
+# What each task of a run leads to, in their order. The teardown, or another run that ends this one, comes after them.
+LEADS_TO = {
+    "preflight": Phase.PLANNED,
+    "provision": Phase.PROVISIONED,
+    "deploy": Phase.DEPLOYED,
+    "warm_up": Phase.WARM,
+    "gate": Phase.GATED,
+    "shift": Phase.COMMITTED,
+    "decommission": Phase.MIGRATED,
+}
 
 _BACKOFF_MAX_S = 15.0
 _WATCH_BACKOFF_MAX_S = 1.0
@@ -225,8 +236,8 @@ class StageRun:
 
     def _step(self) -> Outcome:
         try:
-            if not self._begun:
-                self._begin()
+            if not self._begun and (waiting := self._begin()) is not None:
+                return waiting
             outcome = self._paced(self.stage.step(self.context))
             self._backoff.succeeded()
             self._note(outcome)
@@ -250,17 +261,56 @@ class StageRun:
         pause_s = min(_LONGEST_PAUSE_S, _PACE * (self.context.clock.monotonic() - self._since))
         return replace(outcome, seconds=max(outcome.seconds, pause_s))
 
-    def _begin(self) -> None:
+    def _begin(self) -> Waiting | None:
+        """Take the lease as it was found before the record was read: whoever knows an older world is refused.
+
+        A later task of the run keeps it. This one is over then, or somebody had it run again, and it has to wait
+        until the later one is surely dead.
+        """
+        lease, found = self.context.lease, None
+        if self.stage.takes_lease and self.stage.name in LEADS_TO:
+            found = lease.look()
+            record = self.context.records.read()
+            if found.holder is None or self._has_gone_on(found.holder):
+                if self._is_over(record):
+                    self._begun = True  # the step says so, and writes nothing
+                    return None
+                later = found.holder
+                if later and (waiting := self._wait_for(later, lease.still_for(found))) is not None:
+                    return waiting
         if self.stage.takes_lease:
-            self.context.lease.acquire()
+            lease.acquire(found)
         self._begun = True
+        return None
+
+    def _has_gone_on(self, holder: Holder) -> bool:
+        """Tell whether a later task of this run has the lease, or another run that ends this one."""
+        tasks = list(LEADS_TO)
+        return holder.run_id == self.context.run_id and holder.task not in tasks[: tasks.index(self.stage.name) + 1]
+
+    def _is_over(self, record: Record | None) -> bool:
+        """Tell whether the record leaves this task nothing to do."""
+        if record is None or record.run_id != self.context.run_id or record.phase in ENDED:
+            return True
+        aim = LEADS_TO[self.stage.name]
+        return record.phase in FORWARD and FORWARD.index(record.phase) >= FORWARD.index(aim)
+
+    def _wait_for(self, later: Holder, still_s: float | None) -> Waiting | None:
+        if still_s is None:
+            raise NotHolderError(
+                f"{later.task} of this run is at work on {self.context.plan.workload}: {self.stage.name} is over, and "
+                "this worker of it, which was cut off for a while, stops"
+            )
+        if still_s > DURATION_S:
+            return None
+        return Waiting(2.0, f"{later.task} of this run had the lease last; waiting to see whether it is still alive")
 
     def time_out(self, waited_for: str) -> Failed:
         """Give the stage up because its budget is spent, and say so in the record."""
         budget_s = self.stage.budget_s(self.context.plan)
         outcome = Failed(f"stage {self.stage.name} took more than its {budget_s:.0f} s: {waited_for}", "timeout")
         try:
-            if self.stage.give_up:
+            if self.stage.give_up and self.context.lease.taken:  # else there is another who keeps watch, or the guard
                 self.stage.give_up(self.context, outcome.reason)
         except (TransientError, PermanentError) as error:
             log.error("could not give up %s in good order, the teardown must: %s", self.stage.name, error)
@@ -281,8 +331,8 @@ class StageRun:
         if isinstance(outcome, Failed):
             self._note_failure(outcome)
             return
-        if self.context.epoch is None:
-            return  # preflight has not written the record yet, or there is none of this run
+        if self.context.epoch is None or not self.context.lease.taken:
+            return  # preflight has not written the record yet, there is none of this run, or it is another task's now
         now, monotonic = self.context.clock.now(), self.context.clock.monotonic()
         state = "done" if isinstance(outcome, Done) else "running"
         why = outcome.why if isinstance(outcome, Waiting) else ""
@@ -300,7 +350,7 @@ class StageRun:
 
     def _note_failure(self, outcome: Failed) -> None:
         """Write the failure beside the record's other truths; never let that hide the failure itself."""
-        if self.context.epoch is None:
+        if self.context.epoch is None or not self.context.lease.taken:
             return
         now = self.context.clock.now()
 

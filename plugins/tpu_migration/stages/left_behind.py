@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from tpu_migration.clients.kubernetes import LEASES
 from tpu_migration.domain.plan import Plan
 from tpu_migration.errors import PermanentError
-from tpu_migration.lease import DURATION_S, Holder
-from tpu_migration.names import record_name
+from tpu_migration.lease import DURATION_S, Found, Holder
 from tpu_migration.record import Record
 from tpu_migration.restore import restore
 from tpu_migration.stages.base import Context, Outcome, Waiting
@@ -48,13 +46,14 @@ def in_its_name(ctx: Context, record: Record) -> Context | Waiting:
     """
     context: Context | None = ctx.memory.get(_KEY)
     if context is None:
-        if (waiting := wait_for_dead_lease(ctx, record.run_id)) is not None:
+        found = ctx.lease.look()
+        if (waiting := wait_for_dead_lease(ctx, record.run_id, found)) is not None:
             return waiting
         holder = Holder(record.run_id, _taken_on_by(ctx))
         # Whoever ends another's run wants its machines gone, whatever that run's plan wanted to look at.
         plan = Plan.from_params({**record.plan, "on_fallback": "release"})
         context = Context.create(plan, holder, ctx.unfenced, ctx.pools, ctx.clock, together=ctx.together, tell=ctx.tell)
-        context.lease.acquire(from_the_dead=True)
+        context.lease.acquire(found, from_the_dead=True)
         ctx.memory[_KEY] = context
     context.lease.renew_if_due()
     return context
@@ -67,30 +66,27 @@ def _taken_on_by(ctx: Context) -> str:
 
 def take_lease(ctx: Context) -> Waiting | None:
     """Take the lease; one that a run left behind which never wrote a record is taken once it surely is dead."""
-    holder = ctx.lease.other_holder()
-    if holder is not None and (waiting := wait_for_dead_lease(ctx, holder.run_id)) is not None:
+    found = ctx.lease.look()
+    others = found.holder if found.holder and found.holder.run_id != ctx.run_id else None
+    if others is not None and (waiting := wait_for_dead_lease(ctx, others.run_id, found)) is not None:
         return waiting
-    ctx.lease.acquire(from_the_dead=holder is not None, begins_the_run=True)
+    ctx.lease.acquire(found, from_the_dead=others is not None, begins_the_run=True)
     return None
 
 
-def wait_for_dead_lease(ctx: Context, run_id: str) -> Waiting | None:
+def wait_for_dead_lease(ctx: Context, run_id: str, found: Found) -> Waiting | None:
     """Return None once nobody holds the lease, or it has stood still for a whole lease on this worker's own clock.
 
     Raises WorkedOnError as soon as it moves: that run is alive.
     """
-    lease = ctx.kube.get(LEASES, record_name(ctx.plan.workload), ctx.plan.namespace)
-    if lease is None or not lease["spec"].get("holderIdentity"):
-        return None
-    if Holder.parse(lease["spec"]["holderIdentity"]).task == _taken_on_by(ctx):
+    if found.holder is None or found.holder.task == _taken_on_by(ctx):
         return None  # an earlier worker of this very task, as when a worker hands over to the triggerer
-    beat = f"{lease['spec']['holderIdentity']} {lease['spec'].get('renewTime')}"
-    first, since = ctx.memory.setdefault("left_behind_beat", (beat, ctx.clock.monotonic()))
-    if beat != first:
+    still_s = ctx.lease.still_for(found)
+    if still_s is None:
         raise WorkedOnError(
             f"{ctx.plan.workload} is being worked on by run {run_id}: wait for its end, or mark it as failed in "
             "Airflow; nothing was changed by this run"
         )
-    if ctx.clock.monotonic() - since <= DURATION_S:
+    if still_s <= DURATION_S:
         return Waiting(2.0, f"run {run_id} holds {ctx.plan.workload}; waiting to see whether it is still alive")
     return None
