@@ -356,7 +356,9 @@ class Records:
             found = self._kube.get(CONFIG_MAPS, self.name, self._namespace)
             if found is None:
                 return None
-            changed = change(_record_in(found))
+            record = _record_in(found)
+            if (changed := change(record)) == record:
+                return record
             try:
                 self._kube.replace(self._config_map(changed, found["metadata"]["resourceVersion"]))
             except ConflictError:

@@ -345,21 +345,31 @@ class StageRun:
         def change(record: Record) -> Record:
             return replace(record.with_stage(self.stage.name, state, self._began, now, waited=waited), waiting=why)
 
-        self.context.records.update(self.context.run_id, self.context.epoch, change)
+        try:
+            self.context.records.update(self.context.run_id, self.context.epoch, change)
+        except SupersededError as error:
+            if not self.stage.gives_lease_back:
+                raise
+            # What ends a run ends it at whatever epoch others have raised it to: the next look tells which.
+            self.context.log("noted at another epoch: %s", error)
+            self._note_beside(change)
         self._waited = 0.0
 
+    def _note_beside(self, change: Callable[[Record], Record]) -> None:
+        """Write beside the record's other truths, whoever raised its epoch, as long as it is of this run."""
+        run_id = self.context.run_id
+        self.context.records.force(lambda record: change(record) if record.run_id == run_id else record)
+
     def _note_failure(self, outcome: Failed) -> None:
-        """Write the failure beside the record's other truths; never let that hide the failure itself."""
+        """Write the failure down; never let that hide the failure itself."""
         if self.context.epoch is None or not self.context.lease.taken:
             return
         now = self.context.clock.now()
 
         def change(record: Record) -> Record:
-            if record.run_id != self.context.run_id:
-                return record
             return record.with_stage(self.stage.name, "failed", self._began, now, outcome.reason, self._waited)
 
         try:
-            self.context.records.force(change)
+            self._note_beside(change)
         except (TransientError, PermanentError) as error:
             log.warning("could not write the failure of %s to the record: %s", self.stage.name, error)

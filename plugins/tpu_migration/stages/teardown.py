@@ -48,7 +48,12 @@ def _step(ctx: Context) -> Outcome:
     if record is None:
         return _without_record(ctx)
     if record.run_id != ctx.run_id:
+        if ctx.memory.get("had_it"):
+            return Failed(
+                f"run {record.run_id} has {record.workload} now, and ended what this run had left", "superseded"
+            )
         return Failed(f"this run made nothing (run {record.run_id} has {record.workload}): see the failed stage")
+    ctx.memory["had_it"] = True
     ctx.epoch = record.epoch
     if record.phase in ENDED:
         return _end(ctx, record)
