@@ -22,6 +22,10 @@ class Violation(NamedTuple):
     what: str
 
 
+def _named(rules: list[dict[str, Any]]) -> set[str]:
+    return {ref["name"] for rule in rules for ref in rule.get("backendRefs") or []}
+
+
 class Traffic:
     """Send users through the Gateway at a steady rate, and keep account of what happens to them."""
 
@@ -53,7 +57,18 @@ class Traffic:
             delay_s = DELAY_S * slow["factor"] / world.speed if self._applied else 0.0
             self._routes.append((now + delay_s, rules))
         while self._routes and self._routes[0][0] <= now:
-            self._applied = self._routes.popleft()[1]
+            before, self._applied = self._applied, self._routes.popleft()[1]
+            for service in _named(before) - _named(self._applied):
+                self._detach(service)
+
+    def _detach(self, service: str) -> None:
+        """Cut the streams of a backend that no route names any more: only endpoints that leave one are drained."""
+        now = self._world.clock.now()
+        for one in self._world.objects("endpointslices"):
+            if one["metadata"]["labels"].get("kubernetes.io/service-name") == service:
+                for endpoint in one.get("endpoints") or []:
+                    if (pod := self._world.pod_named(endpoint["targetRef"]["name"])) is not None:
+                        self.cut(pod.name, pod.cut(now))
 
     def weights(self, arm: str | None = None) -> dict[str, int]:
         """Return the weights in force at the Gateway, for users or for one arm of the probe route."""

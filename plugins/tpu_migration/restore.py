@@ -44,8 +44,15 @@ class Restored:
 
 def ready_endpoints(kube: Kubernetes, namespace: str, service: str) -> int:
     """Count the Service's endpoints that are ready to serve."""
+    return _ready(_endpoints(kube, namespace, service))
+
+
+def _endpoints(kube: Kubernetes, namespace: str, service: str) -> list[Object]:
     slices = kube.list(ENDPOINT_SLICES, namespace, labels=f"kubernetes.io/service-name={service}")
-    endpoints = [each for one in slices for each in one.get("endpoints") or []]
+    return [each for one in slices for each in one.get("endpoints") or []]
+
+
+def _ready(endpoints: list[Object]) -> int:
     return sum(1 for each in endpoints if (each.get("conditions") or {}).get("ready"))
 
 
@@ -83,8 +90,8 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
             )
         source, target, phase = snapshot[1], f"{workload}-tpu", Phase.SHIFTING
     capacity = record.source_capacity if record else source.replicas
-    safe = _safe_route(kube, namespace, phase, source=source, target=target, capacity=capacity)
-    aim = _Aim(namespace, workload, source, target, safe.target_percent, record.epoch if record else 0)
+    safe, streaming = _safe_route(kube, namespace, phase, source=source, target=target, capacity=capacity)
+    aim = _Aim(namespace, workload, source, target, safe.target_percent, streaming, record.epoch if record else 0)
     epoch = _write_route(kube, aim)
     written = clock.now()
     log.warning("%s: users are sent to the safe route (%s) by %s: %s", workload, safe.reason, actor, reason)
@@ -110,6 +117,7 @@ class _Aim:
     source: Source
     target: str
     target_percent: int
+    target_may_stream: bool
     record_epoch: int
 
 
@@ -123,15 +131,19 @@ def _readable_record(records: Records) -> Record | None:
 
 def _safe_route(
     kube: Kubernetes, namespace: str, phase: Phase, *, source: Source, target: str, capacity: int
-) -> SafeRoute:
+) -> tuple[SafeRoute, bool]:
+    """Return the safe route, and whether the target has endpoints, ready or not, on which streams may still run.
+
+    They also say that its Service is there: a Gateway may refuse a route over a ref to one that is gone.
+    """
     try:
         source_ready = ready_endpoints(kube, namespace, source.service)
-        target_ready = ready_endpoints(kube, namespace, target)
+        endpoints = _endpoints(kube, namespace, target)
     except MigrationError as error:
         if phase in AFTER_COMMIT:
             raise  # which side is safe depends on what is ready: guessing could send users to nobody
-        return SafeRoute(0, f"{phase}: the source, though its endpoints could not be read ({error})")
-    return safe_route(phase, source_ready, target_ready, capacity)
+        return SafeRoute(0, f"{phase}: the source, though its endpoints could not be read ({error})"), False
+    return safe_route(phase, source_ready, _ready(endpoints), capacity), bool(endpoints)
 
 
 def _write_route(kube: Kubernetes, aim: _Aim) -> int:
@@ -147,7 +159,8 @@ def _write_route(kube: Kubernetes, aim: _Aim) -> int:
         if aim.target_percent:
             rules = with_target(live, source.rules, source.service, aim.target, aim.target_percent)
         else:
-            rules = restored(live, source.rules, source.service, aim.target)
+            streaming = aim.target_may_stream
+            rules = restored(live, source.rules, source.service, aim.target, streaming=streaming)
         changed = {**route, "spec": {**route["spec"], "rules": rules}}
         try:
             kube.replace(with_epoch(changed, aim.workload, epoch))

@@ -124,7 +124,7 @@ def test_a_restore_at_a_terminal_sends_users_home_and_says_so(cluster, capsys):
     cluster.records.begin(record())
     assert main(["restore", GPU, "--reason", "pager: users complain"]) == 0
     assert "vllm: users are sent to the source" in capsys.readouterr().out
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     fallback = cluster.records.read().fallback
     assert fallback.reason == "pager: users complain"
     assert fallback.actor.endswith("at a terminal")

@@ -72,7 +72,7 @@ def test_a_worker_that_dies_has_its_users_sent_home_within_lease_and_five_second
     [(after, workload)] = scene.restored
     assert workload == GPU
     assert after <= DURATION_S + 5
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert scene.records.read().phase is Phase.FALLING_BACK
 
 
@@ -189,7 +189,7 @@ def test_pods_that_users_are_still_sent_to_are_not_ended(scene):
     assert scene.replicas(TPU) == 2
     scene.give_endpoints(GPU, 2)
     scene.pass_time(10, guard)
-    assert scene.weights() == {GPU: 1}, "the source serves again"
+    assert scene.weights() == {GPU: 1, TPU: 0}, "the source serves again"
     assert scene.replicas(TPU) == 2
     scene.pass_time(DURATION_S + 10, guard)
     assert scene.replicas(TPU) == 0
@@ -219,7 +219,7 @@ def test_a_target_that_was_never_made_is_no_trouble(scene):
     scene.client.delete("deployments", NAMESPACE, TPU)
     scene.die()
     scene.pass_time(200, scene.guard())
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
 
 
 # ------------------------------------------------------------------------------- after the commit
@@ -246,7 +246,7 @@ def test_after_the_commit_a_target_that_dies_sends_users_to_what_is_left_of_the_
     scene.pass_time(120, guard := scene.guard())
     scene.give_endpoints(TPU, 0, unready=2)
     scene.pass_time(120, guard)
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert scene.replicas(TPU) == 2
 
 
@@ -266,7 +266,7 @@ def test_two_guards_do_not_fight(scene):
     guards = [scene.guard("guard-0"), scene.guard("guard-1")]
     scene.die()
     scene.pass_time(80, *guards)
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert scene.records.read().fallback.actor == "the guard guard-0"
     assert scene.epoch() == scene.records.read().epoch
     assert scene.replicas(TPU) == 2
@@ -284,7 +284,7 @@ def test_two_guards_that_restore_in_the_same_instant_both_end_with_users_at_home
     scene.clock.advance(2.0)
     scene.before = once(second.tick, "PUT", "httproutes")
     assert first.tick() == [GPU]
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert scene.epoch() == scene.records.read().epoch == 3
 
 
@@ -319,7 +319,7 @@ def test_a_restore_that_fails_is_tried_again_at_the_next_look(scene):
     assert scene.weights() == {GPU: 50, TPU: 50}
     scene.reconnect()
     scene.pass_time(1, guard)
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
 
 
 def test_a_workload_that_cannot_be_helped_does_not_keep_the_others_from_it(scene):
@@ -328,7 +328,7 @@ def test_a_workload_that_cannot_be_helped_does_not_keep_the_others_from_it(scene
     scene.die()
     scene.pass_time(70, scene.guard())
     assert {workload for _, workload in scene.restored} == {GPU}
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
 
 
 def test_one_damaged_record_does_not_blind_the_guard_for_the_others(scene):
@@ -336,7 +336,7 @@ def test_one_damaged_record_does_not_blind_the_guard_for_the_others(scene):
     scene.damage_record("{", workload="aaa")
     scene.die()
     scene.pass_time(70, scene.guard())
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert GPU in {workload for _, workload in scene.restored}
 
 
@@ -349,7 +349,7 @@ def test_a_record_that_cannot_be_read_is_restored_from_the_snapshot_once(scene, 
     assert scene.restored == [], "its worker lives"
     scene.die()
     scene.pass_time(600, guard)
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
     assert [workload for _, workload in scene.restored] == [GPU]
 
 
@@ -387,7 +387,7 @@ def test_a_workload_in_a_trouble_that_nobody_foresaw_does_not_end_the_guard(scen
     monkeypatch.setattr("tpu_migration.guard.restore", broken)
     scene.die()
     scene.pass_time(70, scene.guard())
-    assert scene.weights() == {GPU: 1}
+    assert scene.weights() == {GPU: 1, TPU: 0}
 
 
 def test_what_stood_still_while_the_guard_could_not_look_proves_nothing(scene):

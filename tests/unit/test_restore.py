@@ -36,7 +36,7 @@ def test_users_go_home_and_the_epoch_is_raised_in_one_write(cluster):
     cluster.records.begin(record())
     done = send_home(cluster)
     assert (done.target_percent, done.epoch) == (0, 2)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.epoch() == 2
     assert [call for call in cluster.calls if call.startswith("PUT") and "httproutes" in call] == [
         f"PUT /apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/{GPU}"
@@ -69,14 +69,14 @@ def test_it_writes_even_when_the_weights_are_right_so_that_a_late_writer_loses(c
     advanced = {**late, "spec": {**late["spec"], "rules": with_target(source().rules, source().rules, GPU, TPU, 100)}}
     with pytest.raises(ConflictError):
         cluster.kube.replace(with_epoch(advanced, GPU, 2))
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
 
 
 @pytest.mark.parametrize("phase", BEFORE_COMMIT)
 def test_before_the_commit_the_source_is_safe_whatever_the_phase(cluster, phase):
     cluster.records.begin(record(phase))
     assert send_home(cluster).target_percent == 0
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     after = cluster.records.read()
     stays = phase in ENDED - {Phase.HELD}  # a held TPU is kept: going back from it is a way back like any other
     assert after.phase is (phase if stays else Phase.FALLING_BACK)
@@ -116,7 +116,7 @@ def test_it_loses_the_compare_and_swap_several_times_and_still_wins(cluster):
     cluster.records.begin(record())
     cluster.before = once(lambda: cluster.touch_route(beat=str(len(cluster.calls))), "PUT", "httproutes", times=7)
     send_home(cluster)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert len([call for call in cluster.calls if call.startswith("PUT") and "httproutes" in call]) == 8
     assert "beat" in cluster.route()["metadata"]["annotations"]
 
@@ -143,7 +143,7 @@ def test_an_advance_in_between_is_overwritten_with_an_epoch_above_it(cluster):
 
     cluster.before = once(advance, "PUT", "httproutes")
     send_home(cluster)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.epoch() == 2
 
 
@@ -151,7 +151,7 @@ def test_of_two_restores_at_once_both_win_and_the_epoch_only_rises(cluster):
     cluster.records.begin(record())
     cluster.before = once(lambda: send_home(cluster, actor="the other"), "PUT", "httproutes")
     assert send_home(cluster).epoch == 3
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.records.read().epoch == 3
     assert cluster.records.read().fallback.actor == "the other"
 
@@ -167,7 +167,7 @@ def test_an_epoch_that_somebody_spoilt_does_not_block_the_way_back(cluster):
     cluster.records.begin(record(epoch=3))
     cluster.touch_route(**{epoch_annotation(GPU): "two"})
     assert send_home(cluster).epoch == 4
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
 
 
 def test_another_workload_s_epoch_and_rule_on_a_shared_route_are_left_alone(cluster):
@@ -210,9 +210,19 @@ def test_rules_added_by_others_are_kept(cluster):
     route["spec"]["hostnames"] = ["llm.example.com"]
     cluster.client.update("httproutes", route)
     send_home(cluster)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.weights(1) == {"admin": 1}
     assert cluster.route()["spec"]["hostnames"] == ["llm.example.com"]
+
+
+def test_a_target_that_is_gone_is_not_named_any_more(cluster):
+    """A ref to a Service that is not there could keep a Gateway from following the route at all."""
+    cluster.records.begin(record())
+    for each in cluster.client.list("endpointslices", NAMESPACE):
+        if each["metadata"]["labels"]["kubernetes.io/service-name"] == TPU:
+            cluster.client.delete("endpointslices", NAMESPACE, each["metadata"]["name"])
+    send_home(cluster)
+    assert cluster.weights() == {GPU: 1}
 
 
 def test_a_rule_added_in_mid_shift_that_points_at_the_target_is_freed_of_it(cluster):
@@ -222,7 +232,7 @@ def test_a_rule_added_in_mid_shift_that_points_at_the_target_is_freed_of_it(clus
     route["spec"]["rules"].append({"matches": matches, "backendRefs": [ref(TPU, 100)]})
     cluster.client.update("httproutes", route)
     send_home(cluster)
-    assert cluster.weights(1) == {GPU: 1}
+    assert cluster.weights(1) == {GPU: 1, TPU: 0}
 
 
 def test_a_record_that_cannot_be_written_does_not_keep_users_from_going_home(cluster):
@@ -235,7 +245,7 @@ def test_a_record_that_cannot_be_written_does_not_keep_users_from_going_home(clu
     cluster.before = refuse
     with pytest.raises(TransientError):
         send_home(cluster)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.epoch() == 2
 
 
@@ -267,7 +277,7 @@ def test_after_the_commit_a_dead_target_sends_users_to_what_is_left_of_the_sourc
     cluster.records.begin(record(Phase.DECOMMISSIONING, source_capacity=1))
     cluster.give_endpoints(TPU, 0, unready=2)
     assert send_home(cluster).target_percent == 0
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
 
 
 def test_a_source_that_was_given_up_gets_nobody_even_if_its_pods_still_answer(cluster):
@@ -297,7 +307,7 @@ def test_without_a_record_the_source_is_restored_from_the_snapshot(cluster):
     cluster.snapshots.take(1, "run-1", [], source())
     done = send_home(cluster)
     assert (done.target_percent, done.epoch) == (0, 2)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     assert cluster.records.read() is None
 
 
@@ -315,7 +325,7 @@ def test_a_record_that_cannot_be_read_does_not_keep_users_from_going_home(cluste
     cluster.snapshots.take(1, "run-1", [], source())
     cluster.damage_record(text)
     assert send_home(cluster).epoch == 2
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
     data = cluster.client.get("configmaps", NAMESPACE, f"tpu-migration-{GPU}")["data"]
     assert data["record.json"] == text, "nobody writes over a record that he cannot read"
 
@@ -375,5 +385,5 @@ def test_matches_tell_a_rule_again_and_not_its_place(cluster):
     cluster.client.update("httproutes", route)
     send_home(cluster)
     assert cluster.weights(0) == {"a": 1}
-    assert cluster.weights(1) == {GPU: 1}
+    assert cluster.weights(1) == {GPU: 1, TPU: 0}
     assert cluster.route()["spec"]["rules"][1]["matches"] == ROOT

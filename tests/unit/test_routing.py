@@ -83,6 +83,10 @@ def test_a_restore_brings_back_exactly_what_was_recorded(shares, percent):
     ]
     moved = with_target(recorded, recorded, "gpu", "tpu", percent)
     assert restored(moved, recorded, "gpu", "tpu") == recorded
+    home = restored(moved, recorded, "gpu", "tpu", streaming=True)
+    assert target_percent(home, "gpu", "tpu") == 0
+    assert all(weights(one)["tpu"] == 0 for one in home), "its streams go on"
+    assert restored(home, recorded, "gpu", "tpu") == recorded
 
 
 def test_a_restore_keeps_rules_that_somebody_added_meanwhile():
@@ -96,6 +100,8 @@ def test_a_restore_frees_an_added_rule_of_the_target():
     recorded = [rule(ref("gpu"))]
     only_tpu = rule(ref("tpu"), matches=[{"path": {"type": "Exact", "value": "/beta"}}])
     assert weights(restored([only_tpu, *recorded], recorded, "gpu", "tpu")[0]) == {"gpu": 1}
+    home = restored([only_tpu, *recorded], recorded, "gpu", "tpu", streaming=True)
+    assert [weights(one) for one in home] == [{"gpu": 1, "tpu": 0}, {"gpu": 1}]
 
 
 def test_the_largest_share_of_any_rule_is_what_counts():
@@ -120,6 +126,8 @@ def test_a_restore_puts_the_source_back_beside_a_backend_that_somebody_added():
     recorded = [rule(ref("gpu"))]
     live = [rule(ref("gpu", 0), ref("tpu", 100), ref("canary", 1))]
     assert weights(restored(live, recorded, "gpu", "tpu")[0]) == {"gpu": 100, "canary": 1}
+    home = restored(live, recorded, "gpu", "tpu", streaming=True)
+    assert weights(home[0]) == {"gpu": 100, "tpu": 0, "canary": 1}
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,11 @@ def rules_of(route: Mapping[str, Any]) -> list[Rule]:
     return copied(route.get("spec", {}).get("rules") or [])
 
 
+def names(route: Mapping[str, Any], service: str) -> bool:
+    """Tell whether any rule of the route refers to the Service, whatever its weight."""
+    return any(is_service(ref, service) for rule in rules_of(route) for ref in rule.get("backendRefs") or [])
+
+
 def points_at(route: Mapping[str, Any], service: str) -> bool:
     """Tell whether any rule of the route sends a share of its requests to the Service."""
     return any(
@@ -106,28 +111,32 @@ def with_target(live: Sequence[Rule], recorded: Sequence[Rule], source: str, tar
     return rules
 
 
-def restored(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str) -> list[Rule]:
+def restored(
+    live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str, *, streaming: bool = False
+) -> list[Rule]:
     """Return the live rules with the recorded backendRefs of the source's rules put back.
 
-    What somebody added in the meantime stays: other rules, and other backends of a rule with the
-    share that they had. A rule that is not in the record but sends users to the target is freed of
-    it; if nothing else serves there it gets the source's recorded refs, because an empty rule
-    answers 500.
+    With `streaming` the target's refs stay, at weight 0: a load balancer drains endpoints that leave a backend,
+    and cuts the streams of a backend that no route names any more. What somebody added in the meantime stays:
+    other rules, and other backends of a rule with the share that they had. A rule that is not in the record but
+    sends users to the target is freed of it; if nothing else serves there it gets the source's recorded refs,
+    because an empty rule answers 500.
     """
     rules = copied(list(live))
     home = next((r.get("backendRefs") or [] for r in recorded if _holds(r, source)), [])
     for rule in rules:
         refs = rule.get("backendRefs") or []
         original = _recorded_refs(rule, recorded, source)
+        leaving = [{**ref, "weight": 0} for ref in refs if streaming and is_service(ref, target)]
         if original is not None:
             strangers = _strangers(rule, original, target)
             # Strangers were weighed against refs a hundred times as heavy.
             factor = 100 if strangers else 1
-            rule["backendRefs"] = [_scaled(ref, factor) for ref in original] + strangers
+            rule["backendRefs"] = [_scaled(ref, factor) for ref in original] + leaving + strangers
         elif any(is_service(ref, target) for ref in refs):
             left = [ref for ref in refs if not is_service(ref, target)]
             serving = [ref for ref in left if ref.get("weight", 1) > 0]
-            rule["backendRefs"] = left if serving else copied(home)
+            rule["backendRefs"] = (left if serving else copied(home)) + leaving
     return rules
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tpu_migration.clients import kubernetes as k8s
+from tpu_migration.domain.routing import names, restored, rules_of
 from tpu_migration.names import MANAGED_BY, RUN_LABEL, WORKLOAD_LABEL, run_hash
+from tpu_migration.record import Record
 from tpu_migration.stages.base import Context
 from tpu_migration.stages.objects import still_ending
 
@@ -27,13 +29,9 @@ def remove_jobs(ctx: Context) -> None:
         ctx.kube.delete(k8s.JOBS, job["metadata"]["name"], ctx.plan.namespace)
 
 
-def remove_target(ctx: Context) -> bool:
-    """Delete the target's objects; False while its pods are still there.
-
-    Only what carries this run's label goes. The Service and its policies come after the pods: a
-    load balancer drains endpoints that leave, not a backend that vanishes.
-    """
-    namespace, selector = ctx.plan.namespace, _selector(ctx)
+def end_target(ctx: Context) -> bool:
+    """Delete the target's Deployment, if it is this run's; False while its pods are still there."""
+    namespace = ctx.plan.namespace
     target = ctx.kube.get(k8s.DEPLOYMENTS, ctx.names.target, namespace)
     if target and target["metadata"].get("labels", {}).get(RUN_LABEL) == run_hash(ctx.run_id):
         if target["spec"].get("replicas", 1):
@@ -42,6 +40,28 @@ def remove_target(ctx: Context) -> bool:
         if still_ending(ctx, ctx.kube.list(k8s.PODS, namespace, labels=labels)):
             return False
         ctx.kube.delete(k8s.DEPLOYMENTS, ctx.names.target, namespace)
+    return True
+
+
+def leave_route(ctx: Context, record: Record) -> None:
+    """Take the target's refs, which a restore left at weight 0, out of the users' route: nothing streams there.
+
+    By compare-and-swap, at the epoch that the route has.
+    """
+    source = record.source
+    route = ctx.kube.get(k8s.HTTP_ROUTES, source.route, ctx.plan.namespace)
+    if route is not None and names(route, record.target):
+        rules = restored(rules_of(route), source.rules, source.service, record.target)
+        ctx.kube.replace({**route, "spec": {**route["spec"], "rules": rules}})
+
+
+def remove_target(ctx: Context) -> None:
+    """Delete what is left of the target, of what carries this run's label, once its pods have ended.
+
+    The Service and its policies come after the pods and after the route: a load balancer drains endpoints that
+    leave, not a backend that vanishes, and a ref to nothing is an error.
+    """
+    namespace, selector = ctx.plan.namespace, _selector(ctx)
     for resource in (
         k8s.HPAS,
         k8s.PDBS,
@@ -53,4 +73,3 @@ def remove_target(ctx: Context) -> bool:
     ):
         for each in ctx.kube.list(resource, namespace, labels=selector):
             ctx.kube.delete(resource, each["metadata"]["name"], namespace)
-    return True

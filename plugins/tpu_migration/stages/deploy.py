@@ -64,11 +64,7 @@ def step(ctx: Context) -> Outcome:
 
 
 def apply_probe_route(ctx: Context, record: Record, route: Object) -> None:
-    """Reach each arm by a header, beside the users' route.
-
-    It also keeps both backends referenced: one that no route names any more is taken from the load balancer, with the
-    streams that still run on it.
-    """
+    """Reach each arm by a header, beside the users' route."""
     arms = {SOURCE_ARM: record.source.service, TARGET_ARM: record.target}
     ctx.kube.apply(_labelled(ctx, arm_probe_route(route, ctx.names.probe_route, arms, ARM_HEADER)))
 

@@ -19,7 +19,7 @@ from tpu_migration.restore import Restored, observed_percent, observed_safe_rout
 from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.approval import SHIFT
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
-from tpu_migration.stages.cleanup import remove_scaffolding, remove_target
+from tpu_migration.stages.cleanup import end_target, leave_route, remove_scaffolding, remove_target
 from tpu_migration.stages.diagnostics import diagnostics_name, save_diagnostics
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
@@ -153,9 +153,12 @@ def _release(ctx: Context, record: Record, end: Phase) -> Outcome:
     if end is Phase.FALLEN_BACK:
         save_diagnostics(ctx, record)
         if ctx.plan.on_fallback == "keep":
+            leave_route(ctx, record)
             return _end(ctx, ctx.update(lambda r: replace(r.moved_to(Phase.HELD), intent="")))
-    if not remove_target(ctx):
+    if not end_target(ctx):
         return Waiting(2.0, "the TPU pods are ending")
+    leave_route(ctx, record)
+    remove_target(ctx)
     if (waiting := removed(ctx, record)) is not None:
         return waiting
     now = ctx.clock.now()

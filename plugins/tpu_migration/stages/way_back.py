@@ -85,7 +85,7 @@ def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | 
             ctx.kube.scale(source.deployment, namespace, source.replicas)
         pin_source(ctx, record)
         if (route := ctx.kube.get(k8s.HTTP_ROUTES, source.route, namespace)) is not None:
-            apply_probe_route(ctx, record, route)  # users' streams on the target outlast the route that led there
+            apply_probe_route(ctx, record, route)
             ctx.kube.apply(prober(ctx, record))
         ctx.memory["whole"] = True
     live = ctx.kube.get(k8s.DEPLOYMENTS, source.deployment, namespace)
