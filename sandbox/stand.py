@@ -17,7 +17,8 @@ from sandbox.airflow_settings import google_environment
 from sandbox.supervisor import REST, USERS, Child, Supervisor
 from sandbox.workload import ROOT, SERVED_MODEL, WORKLOAD, hostname_of
 from tpu_migration.clients.kubernetes import Kubernetes, client_transport
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 
 DAG_ID = "tpu_migration"
 _UP_S = 150.0  # more than the sandbox gives itself, so that its own words are told

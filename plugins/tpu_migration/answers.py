@@ -5,7 +5,8 @@ from __future__ import annotations
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clock import Clock
 from tpu_migration.errors import PermanentError, SupersededError
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 
 
 def open_question(kube: Kubernetes, namespace: str, workload: str) -> str:

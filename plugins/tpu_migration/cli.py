@@ -54,7 +54,8 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from tpu_migration.clients.kubernetes import from_environment
-    from tpu_migration.record import Record, RecordError, Records, all_records
+    from tpu_migration.record import Record, RecordError
+    from tpu_migration.records import Records, all_records
     from tpu_migration.status import describe
 
     kube = from_environment()

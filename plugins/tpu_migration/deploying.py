@@ -21,12 +21,14 @@ from tpu_migration.drive import drive
 from tpu_migration.errors import MigrationError, PermanentError
 from tpu_migration.guard import IDLE_LIMIT_S
 from tpu_migration.lease import Holder
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 from tpu_migration.stages import STAGES
-from tpu_migration.stages.base import Context, Done, Failed, Outcome, Stage, StageRun
+from tpu_migration.stages.base import Context, Done, Failed, Outcome, Stage
 from tpu_migration.stages.cleanup import remove_scaffolding
 from tpu_migration.stages.left_behind import wait_for_dead_lease
 from tpu_migration.stages.release_stack import is_of_stack, is_pool_of_stack, releasing
+from tpu_migration.stages.run import StageRun
 from tpu_migration.stages.stack import Stack
 from tpu_migration.stages.way_back import CLOSED, way_back
 

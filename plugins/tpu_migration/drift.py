@@ -15,7 +15,8 @@ from tpu_migration.domain.ownership import gitops_owner
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 from tpu_migration.domain.routing import RouteError, epoch_of, rules_of, target_percent
 from tpu_migration.names import Names
-from tpu_migration.record import Record, RecordError, all_records
+from tpu_migration.record import Record, RecordError
+from tpu_migration.records import all_records
 from tpu_migration.restore import observed_safe_route, ready_endpoints, restore
 from tpu_migration.stages.objects import is_behind_a_budget, last_writer, other_routes, template_hash
 

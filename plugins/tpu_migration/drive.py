@@ -13,7 +13,8 @@ from types import TracebackType
 
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.lease import Lease, renewing
-from tpu_migration.stages.base import Done, Failed, Outcome, StageRun, Waiting
+from tpu_migration.stages.base import Done, Failed, Outcome, Waiting
+from tpu_migration.stages.run import StageRun
 
 Keeping = Callable[[Lease], AbstractContextManager[None]]
 _NOT_REACHED_S = 2.0  # until clients that could not be made are tried again

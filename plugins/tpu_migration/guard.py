@@ -30,7 +30,8 @@ from tpu_migration.errors import ConflictError, MigrationError, PermanentError
 from tpu_migration.exposition import render, serve
 from tpu_migration.lease import DURATION_S
 from tpu_migration.names import GUARD_LEASE, MANAGED_BY, SCHEMA_ANNOTATION, record_name
-from tpu_migration.record import SCHEMA_VERSION, Record, RecordError, all_records
+from tpu_migration.record import SCHEMA_VERSION, Record, RecordError
+from tpu_migration.records import all_records
 from tpu_migration.restore import observed_percent, observed_safe_route, restore
 
 TICK_S = 1.0

@@ -25,7 +25,8 @@ from tpu_migration.names import (
     POOL_WORKLOAD_LABEL,
     run_hash,
 )
-from tpu_migration.record import Record, RecordError, all_records
+from tpu_migration.record import Record, RecordError
+from tpu_migration.records import all_records
 from tpu_migration.stages.base import Done, Waiting
 from tpu_migration.stages.objects import full_name, running_on
 from tpu_migration.stages.pool import POOL_LABEL

@@ -25,7 +25,8 @@ from tpu_migration.domain.routing import (
     with_target,
 )
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError, TransientError
-from tpu_migration.record import Fallback, Record, Records, Source
+from tpu_migration.record import Fallback, Record, Source
+from tpu_migration.records import Records
 from tpu_migration.snapshot import Snapshots
 
 log = logging.getLogger(__name__)

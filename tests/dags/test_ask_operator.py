@@ -22,7 +22,7 @@ from tpu_migration.domain.plan import APPROVALS, Plan
 from tpu_migration.errors import SupersededError, TransientError
 from tpu_migration.hooks import migration
 from tpu_migration.operators.ask import AskOperator
-from tpu_migration.record import Records
+from tpu_migration.records import Records
 from tpu_migration.triggers import answer as triggers
 from tpu_migration.triggers.answer import AnswerTrigger, settled
 

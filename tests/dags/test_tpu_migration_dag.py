@@ -30,7 +30,8 @@ from tpu_migration.lease import Holder
 from tpu_migration.operators.ask import AskOperator
 from tpu_migration.operators.stage import PATIENCE_S, StageOperator
 from tpu_migration.stages import STAGES
-from tpu_migration.stages.base import Context, Done, Failed, Stage, StageRun, Waiting
+from tpu_migration.stages.base import Context, Done, Failed, Stage, Waiting
+from tpu_migration.stages.run import StageRun
 from tpu_migration.triggers import stage as triggers
 from tpu_migration.triggers.stage import StageTrigger, event
 

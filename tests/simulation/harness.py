@@ -19,9 +19,11 @@ from tpu_migration.domain.plan import Plan
 from tpu_migration.drive import drive
 from tpu_migration.guard import Guard
 from tpu_migration.lease import Holder
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 from tpu_migration.stages import STAGES
-from tpu_migration.stages.base import Context, Done, Failed, Outcome, StageRun
+from tpu_migration.stages.base import Context, Done, Failed, Outcome
+from tpu_migration.stages.run import StageRun
 
 FORWARD = [name for name in STAGES if name != "restore"]
 # For gc.set_threshold: a world is a heap of small dicts that all die at its end, so it is collected less often.

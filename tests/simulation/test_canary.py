@@ -19,7 +19,8 @@ from tpu_migration.history import Histories, History
 from tpu_migration.lease import Holder, Lease
 from tpu_migration.names import canary_lease
 from tpu_migration.stages import CANARY
-from tpu_migration.stages.base import Context, Done, Failed, StageRun
+from tpu_migration.stages.base import Context, Done, Failed
+from tpu_migration.stages.run import StageRun
 
 TARGET = f"{WORKLOAD}-tpu"
 DAY_S = 86_400.0

@@ -20,7 +20,7 @@ from tests.simulation.harness import Calls, Killed, Scene
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
 from tpu_migration.lease import Holder, Lease
-from tpu_migration.record import Records
+from tpu_migration.records import Records
 
 
 def test_beside_live_gpus_the_tpu_gets_warm_and_no_user_is_moved(capsys):

@@ -11,7 +11,8 @@ from google.cloud import container_v1
 from sandbox.workload import NAMESPACE, WORKLOAD
 from sandbox.world import CLUSTER, LOCATION, PROJECT
 from tests.simulation.harness import Airflow, Calls, Killed, Phase, Scene
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 from tpu_migration.stages.base import Done, Failed
 
 TWO = ("on-demand@us-west4-a=1200", "spot@us-west4-b")

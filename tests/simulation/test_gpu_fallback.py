@@ -15,7 +15,8 @@ from tpu_migration.domain.plan import Plan
 from tpu_migration.drive import drive
 from tpu_migration.lease import Holder
 from tpu_migration.stages import GPU_FALLBACK
-from tpu_migration.stages.base import Context, Done, Failed, StageRun
+from tpu_migration.stages.base import Context, Done, Failed
+from tpu_migration.stages.run import StageRun
 
 
 def fallback_run(scene: Scene, run_id: str = "back-1") -> StageRun:

@@ -18,7 +18,8 @@ from tests.simulation.witness import Witness
 from tpu_migration.clients.kubernetes import LEASES
 from tpu_migration.lease import DURATION_S, Found
 from tpu_migration.names import record_name
-from tpu_migration.stages.base import Done, Failed, Outcome, StageRun
+from tpu_migration.stages.base import Done, Failed, Outcome
+from tpu_migration.stages.run import StageRun
 
 TASKS = [
     "provision",

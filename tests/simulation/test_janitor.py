@@ -25,7 +25,7 @@ from tpu_migration.names import (
     record_name,
     run_hash,
 )
-from tpu_migration.record import Records
+from tpu_migration.records import Records
 
 DAYS = 30 * 86_400.0
 

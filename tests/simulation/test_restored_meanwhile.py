@@ -10,7 +10,8 @@ from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.crash_points import PLAN
 from tests.simulation.harness import Airflow, Calls, Phase, Scene
 from tests.simulation.witness import Witness
-from tpu_migration.record import Record, Records
+from tpu_migration.record import Record
+from tpu_migration.records import Records
 from tpu_migration.restore import restore
 from tpu_migration.stages.base import Done, Failed
 

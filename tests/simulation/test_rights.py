@@ -20,7 +20,8 @@ from tpu_migration.guard import RIGHTS as GUARD_RIGHTS
 from tpu_migration.guard import RIGHTS_EVERY_S, Guard
 from tpu_migration.lease import Holder
 from tpu_migration.stages import STAGES
-from tpu_migration.stages.base import Context, Done, Failed, StageRun
+from tpu_migration.stages.base import Context, Done, Failed
+from tpu_migration.stages.run import StageRun
 from tpu_migration.stages.survey import RIGHTS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rights.md"

@@ -14,7 +14,8 @@ from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
 from tpu_migration.domain.routing import epoch_annotation, epoch_of
 from tpu_migration.errors import TransientError
-from tpu_migration.record import Record, Records, Source
+from tpu_migration.record import Record, Source
+from tpu_migration.records import Records
 from tpu_migration.snapshot import Snapshots
 
 NAMESPACE = "inference"

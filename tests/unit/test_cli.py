@@ -16,7 +16,7 @@ from tpu_migration.cli import _COMMANDS, main
 from tpu_migration.domain.gate import RequestResult
 from tpu_migration.domain.phases import Phase
 from tpu_migration.errors import PermanentError, TransientError
-from tpu_migration.record import Records
+from tpu_migration.records import Records
 
 ROOT = Path(__file__).parents[2]
 HEALTH = {"loop_lag_p99_ms": 1.5, "schedule_delay_p99_ms": 2.0, "achieved_rate_ratio": 0.99, "void": False}

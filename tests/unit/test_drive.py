@@ -10,7 +10,8 @@ import pytest
 from tpu_migration.domain.plan import Plan
 from tpu_migration.drive import Turns, drive
 from tpu_migration.errors import PermanentError, TransientError
-from tpu_migration.stages.base import Context, Done, Failed, Stage, StageRun, Waiting
+from tpu_migration.stages.base import Context, Done, Failed, Stage, Waiting
+from tpu_migration.stages.run import StageRun
 
 
 class Clock:

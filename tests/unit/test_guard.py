@@ -15,7 +15,8 @@ from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.guard import BEAT_EVERY_S, IDLE_LIMIT_S, Guard, run
 from tpu_migration.lease import DURATION_S, Holder, Lease
 from tpu_migration.names import GUARD_LEASE, SCHEMA_ANNOTATION
-from tpu_migration.record import SCHEMA_VERSION, Records
+from tpu_migration.record import SCHEMA_VERSION
+from tpu_migration.records import Records
 
 BEFORE_USERS = [Phase.PLANNED, Phase.PROVISIONED, Phase.DEPLOYED, Phase.WARM, Phase.GATED]
 

@@ -18,10 +18,9 @@ from tpu_migration.record import (
     Fallback,
     Record,
     RecordError,
-    Records,
     Shift,
-    all_records,
 )
+from tpu_migration.records import Records, all_records
 from tpu_migration.snapshot import Snapshots
 
 NAME = f"tpu-migration-{GPU}"

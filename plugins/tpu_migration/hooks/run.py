@@ -13,7 +13,8 @@ from tpu_migration.hooks.notices import tell
 from tpu_migration.hooks.pool import side_by_side
 from tpu_migration.lease import Holder
 from tpu_migration.stages import stage_named
-from tpu_migration.stages.base import Context, StageRun
+from tpu_migration.stages.base import Context
+from tpu_migration.stages.run import StageRun
 
 # Parameters that are no part of the plan: why a run was started, and whether people are asked first.
 WHY, ASK = "why", "ask"

@@ -78,7 +78,7 @@ class AskOperator(HITLOperator):  # type: ignore[misc]
         if not is_asked(plan, self.what):
             raise AirflowSkipException(f"the plan asks nobody about the {self.what}")
         from tpu_migration.hooks.migration import MigrationHook
-        from tpu_migration.record import Records
+        from tpu_migration.records import Records
         from tpu_migration.stages.questions import question
         from tpu_migration.triggers.answer import AnswerTrigger, settled
 

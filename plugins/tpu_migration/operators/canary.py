@@ -70,7 +70,7 @@ class GoBackOperator(TriggerDagRunOperator):  # type: ignore[misc]
         from tpu_migration.history import Histories, Question
         from tpu_migration.hooks.migration import MigrationHook
         from tpu_migration.hooks.run import plan_from
-        from tpu_migration.record import Records
+        from tpu_migration.records import Records
 
         place, workload = Place(**self.item["place"]), self.item["workload"]
         if self.item["trouble"] or not workload:

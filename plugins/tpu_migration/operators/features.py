@@ -80,7 +80,7 @@ class FeatureWatchOperator(BaseOperator):  # type: ignore[misc]
         from tpu_migration.domain.matrices import Workload
         from tpu_migration.errors import MigrationError
         from tpu_migration.hooks.migration import MigrationHook
-        from tpu_migration.record import Records
+        from tpu_migration.records import Records
 
         found = []
         for item in self.items:

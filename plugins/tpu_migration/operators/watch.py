@@ -71,7 +71,7 @@ class WatchOperator(BaseOperator):  # type: ignore[misc]
         from tpu_migration.drift import drifts, serve_users
         from tpu_migration.errors import PermanentError, TransientError
         from tpu_migration.hooks.migration import MigrationHook
-        from tpu_migration.record import Records
+        from tpu_migration.records import Records
 
         place = Place(**self.item["place"])
         where = f"namespace {place.namespace} of cluster {place.cluster}"

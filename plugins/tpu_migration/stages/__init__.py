@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tpu_migration.domain.plan import Plan
 from tpu_migration.names import canary_lease
 from tpu_migration.stages import (
+    breach,
     canary,
     decommission,
     deploy,
@@ -50,7 +51,7 @@ STAGES: dict[str, Stage] = {
         Stage("deploy", deploy.step, _within(_HOUR_S / 6)),
         Stage("warm_up", warm_up.step, _within(2 * _HOUR_S)),
         Stage("gate", gate.step, _within(6 * _HOUR_S)),
-        Stage("shift", shift.step, _shift_budget_s, give_up=shift.send_home, watches_users=True),
+        Stage("shift", shift.step, _shift_budget_s, give_up=breach.send_home, watches_users=True),
         Stage("decommission", decommission.step, _decommission_budget_s),
         Stage("restore", teardown.step, _within(2 * _HOUR_S), gives_lease_back=True),
     )

@@ -6,14 +6,25 @@ from collections.abc import Mapping
 
 from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, Kubernetes, Object
 from tpu_migration.clients.vllm import Vllm
-from tpu_migration.domain.watch import ArmSample, PodSample, ProbeSample, Sample
+from tpu_migration.domain.watch import ArmSample, Limits, PodSample, ProbeSample, Sample, Watch
 from tpu_migration.errors import TransientError
 from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
+from tpu_migration.resources import policy
 from tpu_migration.stages.base import Context
 from tpu_migration.stages.probes import MAIN_ARM, prober_stats
 
 _COMPLETION_EVERY_S = 10.0
+
+
+def watch_of(ctx: Context) -> Watch:
+    """Return what this worker's looks so far are judged by."""
+    if "watch" not in ctx.memory:
+        slo = policy(ctx.plan.policy).slo
+        limit_ms = slo.ttft_limit_ms if slo else 5000.0
+        ctx.memory["watch"] = Watch(Limits(ttft_limit_s=limit_ms / 1000))
+    found: Watch = ctx.memory["watch"]
+    return found
 
 
 def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:

@@ -19,12 +19,12 @@ from tpu_migration.restore import Restored, observed_percent, observed_safe_rout
 from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.approval import SHIFT
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
+from tpu_migration.stages.breach import traffic_has_left_target
 from tpu_migration.stages.cleanup import end_target, leave_route, remove_scaffolding, remove_target
 from tpu_migration.stages.diagnostics import diagnostics_name, save_diagnostics
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 from tpu_migration.stages.pool_removal import removed
-from tpu_migration.stages.shift import traffic_has_left_target
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0

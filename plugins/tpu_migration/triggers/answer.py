@@ -61,7 +61,7 @@ class AnswerTrigger(BaseTrigger):  # type: ignore[misc]
     def _look(self) -> str:
         from tpu_migration.hooks.migration import MigrationHook
         from tpu_migration.hooks.run import plan_from
-        from tpu_migration.record import Records
+        from tpu_migration.records import Records
 
         plan = plan_from(self.params)
         record = Records(MigrationHook(plan).kubernetes(), plan.namespace, plan.workload).read()
