@@ -45,7 +45,7 @@ def test_a_route_that_somebody_else_makes_again_first_is_restored_all_the_same(c
     cluster.client.delete("httproutes", NAMESPACE, GPU)
     cluster.before = once(lambda: cluster.give_route({GPU: 50, TPU: 50}), "POST", "httproutes")
     send_home(cluster)
-    assert cluster.weights() == {GPU: 1}
+    assert cluster.weights() == {GPU: 1, TPU: 0}
 
 
 def test_a_replaced_worker_stops_before_its_next_renewal_would_tell(cluster):
