@@ -78,6 +78,7 @@ def by_the_teardown() -> Scene:
 def by_gpu_fallback() -> Scene:
     scene = Scene(world=LONG, source_release="scale-to-zero")
     assert scene.airflow().run().green
+    scene.when(lambda: scene.record.phase is Phase.FALLING_BACK, lambda: without_probe_route(scene))
     assert isinstance(fall_back(scene), Done)
     return scene
 
