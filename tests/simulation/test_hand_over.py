@@ -18,8 +18,9 @@ from tests.simulation.witness import Witness
 from tpu_migration.clients.kubernetes import LEASES
 from tpu_migration.lease import DURATION_S, Found
 from tpu_migration.names import record_name
-from tpu_migration.stages.base import Done, Failed, Outcome
-from tpu_migration.stages.run import StageRun
+from tpu_migration.stages import STAGES
+from tpu_migration.stages.base import FORWARD, Done, Failed, Outcome
+from tpu_migration.stages.run import LEADS_TO, StageRun
 
 TASKS = [
     "provision",
@@ -128,6 +129,11 @@ def test_one_whose_task_failed_meanwhile_leaves_the_lease_to_the_teardown_and_th
 def test_a_keeper_that_was_cut_off_leaves_the_lease_to_the_end_of_a_proof_of_concept(call):
     played = Round("shift", call, until="restore", stop_after="gate")
     played.assert_the_run_went_on(Phase.PROVEN)
+
+
+def test_every_task_of_a_run_has_its_place_in_the_order_of_the_lease():
+    assert [*LEADS_TO, "restore"] == list(STAGES)
+    assert list(LEADS_TO.values()) == sorted(LEADS_TO.values(), key=FORWARD.index)
 
 
 def test_a_worker_that_takes_whatever_lease_it_finds_is_seen_to_break_the_run(monkeypatch):
