@@ -1,0 +1,102 @@
+"""Write and read the Markdown of the documents: tables and cells, anchors, links, blocks of commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table; a cell's `|` is escaped, its line breaks are spaces."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(each) for each in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def code(value: object) -> str:
+    """Return text as code; nothing for nothing."""
+    text = str(value)
+    if not text:
+        return ""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def documents() -> list[Path]:
+    """Return every Markdown file that people read: the root's and those under docs."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def without_code(text: str) -> str:
+    """Return a document without its code, in which nothing is a link."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of a document's links and images."""
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        number, base = 0, anchor
+        while anchor in found:
+            number += 1
+            anchor = f"{base}-{number}"
+        found.add(anchor)
+    return found
+
+
+class Command(NamedTuple):
+    """One command of a document: where it stands, its words, and the marker of its block (`real`, `docker`, …)."""
+
+    where: str
+    text: str
+    marker: str
+
+
+def commands(path: Path) -> Iterator[Command]:
+    """Return the commands of a document's blocks: fenced as `console` or `bash`, or indented by four spaces.
+
+    A marker stands in the fence (```console real) and says why the block is not run here. In a `console` block
+    commands begin with `$ `; the rest is output. Lines that end in a backslash, or within a quote, go on.
+    """
+    lines = path.read_text().splitlines()
+    kind, marker, held, start = "", "", "", 0
+    for number, line in enumerate(lines, 1):
+        if fence := re.match(r"```(\w*) ?(.*)$", line):
+            kind, marker = ("", "") if kind else (fence[1] or "text", fence[2].strip())
+            continue
+        if kind == "console":
+            text = line[2:] if line.startswith("$ ") or held else ""
+            text = line if held and not line.startswith("$ ") else text
+        elif kind == "bash":
+            text = line
+        elif not kind and line.startswith("    "):
+            text = line[4:]
+        else:
+            text = ""
+        if not held:
+            start = number
+        held = f"{held}\n{text}" if held else text
+        if not held.strip():
+            held = ""
+        elif not _goes_on(held):
+            yield Command(f"{path.relative_to(ROOT)}:{start}", held.replace("\\\n", " "), marker)
+            held = ""
+
+
+def _goes_on(text: str) -> bool:
+    return text.endswith("\\") or text.count("'") % 2 == 1
