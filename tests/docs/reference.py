@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+from tests.docs.accelerator_page import accelerators
 from tests.docs.dataclass_tables import as_json, default_of, docstring, members_of, remarks
 from tests.docs.markdown import ROOT, code, table
 
@@ -343,6 +344,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "settings": settings,
+    "accelerators": lambda: _page("Machines and prices", "include/accelerators.yaml", accelerators()),
 }
 
 

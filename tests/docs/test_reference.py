@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from tests.docs.accelerator_page import rows
 from tests.docs.markdown import ROOT
 from tests.docs.reference import FOLDER, PAGES
 from tpu_migration import settings
@@ -124,3 +125,23 @@ def test_no_command_ends_with_a_status_that_is_not_explained(command, module):
             elif isinstance(part, ast.Name) and type(getattr(loaded, part.id, None)) is int:
                 ended.add(getattr(loaded, part.id))
     assert ended <= COMMANDS[command].exits.keys()
+
+
+# ---------------------------------------------------------------- prices
+
+
+def test_why_tpu_quotes_the_prices_and_rates_of_the_data():
+    """A table of the explanation repeats some rows: they must not grow old apart from the data."""
+    told = (ROOT / "docs" / "explanation" / "why-tpu.md").read_text()
+    listed = {row[0].strip("`"): row for row in rows()}
+    for name, shown in (
+        ("tpu-v5e-8", "TPU v5e-8"),
+        ("tpu-v6e-8", "TPU v6e-8"),
+        ("h100 x1", "one H100"),
+        ("l4 x4", "four L4"),
+    ):
+        _, hbm, _, _, price, spot, speed, on_spot, _ = listed[name]
+        assert f"| {shown} | {price} | {spot} | {speed} | {on_spot} | {hbm} GiB |" in told
+    dearer = 1 - float(listed["tpu-v5e-8"][4]) / float(listed["h100 x1"][4])
+    assert f"costs {dearer:.0%} less".replace("%", " %") in told
+    assert f"less than {1 - dearer:.0%} of".replace("%", " %") in told
