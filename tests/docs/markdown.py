@@ -68,35 +68,29 @@ class Command(NamedTuple):
 
 
 def commands(path: Path) -> Iterator[Command]:
-    """Return the commands of a document's blocks: fenced as `console` or `bash`, or indented by four spaces.
+    """Return the commands of a document's blocks: fenced as `bash`, or indented by four spaces, and of its prose.
 
-    A marker stands in the fence (```console real) and says why the block is not run here. In a `console` block
-    commands begin with `$ `; the rest is output. Lines that end in a backslash, or within a quote, go on.
+    A word after the fence's `bash` is the marker: why the block cannot be run here. Lines go on after a backslash, and
+    within a quote. What stands two spaces and more behind a command explains it. Indented blocks hold other things,
+    too (diagrams, YAML): whoever reads this tells by the first word.
     """
-    lines = path.read_text().splitlines()
     kind, marker, held, start = "", "", "", 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        where = f"{path.relative_to(ROOT)}:{number}"
         if fence := re.match(r"```(\w*) ?(.*)$", line):
             kind, marker = ("", "") if kind else (fence[1] or "text", fence[2].strip())
             continue
-        if kind == "console":
-            text = line[2:] if line.startswith("$ ") or held else ""
-            text = line if held and not line.startswith("$ ") else text
-        elif kind == "bash":
-            text = line
-        elif not kind and line.startswith("    "):
-            text = line[4:]
+        if kind == "bash" or (not kind and line.startswith("    ")):
+            text = line if kind else line.strip() if not held else line
         else:
             text = ""
-        if not held:
-            start = number
-        held = f"{held}\n{text}" if held else text
-        if not held.strip():
-            held = ""
-        elif not _goes_on(held):
-            yield Command(f"{path.relative_to(ROOT)}:{start}", held.replace("\\\n", " "), marker)
-            held = ""
-
-
-def _goes_on(text: str) -> bool:
-    return text.endswith("\\") or text.count("'") % 2 == 1
+            if not kind:
+                yield from (Command(where, each, "prose") for each in re.findall(r"`([^`]+)`", line))
+        start = start if held else number
+        whole = text.count("'") % 2 == 0 or re.search(r"\s{2,}#|\s#\s", text)
+        held = f"{held}\n{text}" if held else re.sub(r"(?<=\S)\s{2,}.*$", "", text) if whole else text
+        if held.endswith("\\") or held.count("'") % 2 == 1:
+            continue
+        if held.strip() and not held.lstrip().startswith("#"):
+            yield Command(f"{path.relative_to(ROOT)}:{start}", re.sub(r"\\\n\s*", "", held), marker)
+        held = ""
