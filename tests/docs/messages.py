@@ -2,7 +2,7 @@
 
 A message is a template: its literal words, with `…` for what is filled in. Found are
 
-- what is said when one of the package's own errors is raised;
+- what is said when one of the package's own errors is raised, or one with which a task of Airflow's ends;
 - the reasons of failed stages (`Failed`);
 - what an engine's trouble is called (`Trouble`);
 - the sentences of those who watch users, drift and trends: what the modules in `_SENTENCES` return, yield or collect;
@@ -14,8 +14,9 @@ Findings of preflight and checks of the gate have a code each, and stand in the 
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,7 @@ RUNBOOK = ROOT / "docs" / "runbook.md"
 _SENTENCES = ("domain/watch.py", "drift.py", "domain/trend.py")
 _FEWEST_LETTERS = 10  # an entry of fewer says nothing of any one message
 _LOGS = ("warning", "error", "exception")
-
-
+_AIRFLOW = {"AirflowFailException", "AirflowSkipException"}
 TEARDOWN = "restore (the teardown)"
 
 
@@ -40,21 +40,27 @@ class Message(NamedTuple):
     text: str
 
 
-def messages() -> list[Message]:
+@functools.cache
+def sources() -> Mapping[str, Sequence[ast.AST]]:
+    """Return every node of each file of the package and of the DAGs, by the file's name."""
+    files = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+    files |= {f"dags/{path.name}": path for path in sorted((ROOT / "dags").glob("*.py"))}
+    return {name: list(ast.walk(ast.parse(path.read_text()))) for name, path in files.items()}
+
+
+@functools.cache
+def messages() -> Sequence[Message]:
     """Return all messages of the product, in the order of its files."""
-    trees = {
-        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))
-    }
-    errors = _own_errors(trees.values())
-    return [found for name, tree in trees.items() for found in _in_file(name, tree, errors)]
+    errors = _own_errors() | _AIRFLOW
+    return tuple(dict.fromkeys(found for name, nodes in sources().items() for found in _in_file(name, nodes, errors)))
 
 
-def _own_errors(trees: Iterable[ast.Module]) -> set[str]:
+def _own_errors() -> set[str]:
     """Return the names of MigrationError and of everything below it."""
     bases = {
         node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
-        for tree in trees
-        for node in ast.walk(tree)
+        for nodes in sources().values()
+        for node in nodes
         if isinstance(node, ast.ClassDef)
     }
     errors = {"MigrationError"}
@@ -63,8 +69,8 @@ def _own_errors(trees: Iterable[ast.Module]) -> set[str]:
     return errors
 
 
-def _in_file(name: str, tree: ast.Module, errors: set[str]) -> Iterator[Message]:
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+def _in_file(name: str, nodes: Sequence[ast.AST], errors: set[str]) -> Iterator[Message]:
+    for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):
         if function.name == "__str__":
             continue
         local = {
@@ -126,8 +132,8 @@ def codes(called: str, position: int) -> set[str]:
     """Return the codes that are given to a call, literally, at a position of its arguments."""
     return {
         node.args[position].value
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for nodes in sources().values()
+        for node in nodes
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", "") == called
         and len(node.args) > position
@@ -138,8 +144,7 @@ def codes(called: str, position: int) -> set[str]:
 
 def all_words() -> str:
     """Return every text of the product, a line each, for looking up whether words of a document are still there."""
-    files = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "dags").glob("*.py"))]
-    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    nodes = [node for each in sources().values() for node in each]
     return "\n".join(" ".join(_text(node).split()) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr))
 
 

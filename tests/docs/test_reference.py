@@ -11,11 +11,11 @@ import pytest
 
 from tests.docs.accelerator_page import rows
 from tests.docs.markdown import ROOT
+from tests.docs.messages import sources
 from tests.docs.reference import FOLDER, PAGES
 from tpu_migration import settings
 from tpu_migration.cli import COMMANDS
 
-PRODUCT = [*sorted((ROOT / "plugins").rglob("*.py")), *sorted((ROOT / "dags").glob("*.py"))]
 # Read by libraries, on our behalf; nothing of ours names them.
 BY_LIBRARIES = {"KUBECONFIG", "GOOGLE_APPLICATION_CREDENTIALS"}
 
@@ -53,21 +53,20 @@ def test_every_line_of_a_table_explains_itself(name):
 def _read_from_the_environment() -> dict[str, str | None]:
     """Return each variable that the product and its DAGs read, with its default where that is written there."""
     found: dict[str, str | None] = {}
-    for path in PRODUCT:
-        tree = ast.parse(path.read_text())
+    for file, nodes in sources().items():
         named = {
             node.targets[0].id: node.value.value
-            for node in tree.body
+            for node in nodes
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)
             and isinstance(node.value, ast.Constant)
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if not (
                 isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "environ.get", "os.getenv")
             ):
                 if isinstance(node, ast.Subscript):
-                    assert ast.unparse(node.value) != "os.environ", f"{path.name}: not understood by this test"
+                    assert ast.unparse(node.value) != "os.environ", f"{file}: not understood by this test"
                 continue
             name = node.args[0].value if isinstance(node.args[0], ast.Constant) else named[node.args[0].id]
             found[name] = node.args[1].value if len(node.args) > 1 else None
@@ -85,10 +84,11 @@ def test_the_defaults_of_the_settings_are_those_of_the_code():
 
 
 def test_the_airflow_variables_and_connections_are_those_of_the_code():
-    text = "\n".join(path.read_text() for path in PRODUCT if path.name != "settings.py")
-    for each in (*settings.VARIABLES, *settings.CONNECTIONS):
-        assert f'"{each.name}"' in text, f"nothing reads {each.name}"
-    named = set(re.findall(r"Variable\.(?:get|set)\((\w+)", text))
+    nodes = [node for file, each in sources().items() if file != "settings.py" for node in each]
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert {each.name for each in (*settings.VARIABLES, *settings.CONNECTIONS)} <= texts
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    named = {ast.unparse(node.args[0]) for node in calls if ast.unparse(node.func) in ("Variable.get", "Variable.set")}
     assert len(named) == len(settings.VARIABLES), f"settings.VARIABLES does not have all of {named}"
 
 
