@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from sandbox.fault_table import TABLE
 from tests.docs.accelerator_page import rows
 from tests.docs.markdown import ROOT
 from tests.docs.messages import sources
@@ -127,7 +128,13 @@ def test_no_command_ends_with_a_status_that_is_not_explained(command, module):
     assert ended <= COMMANDS[command].exits.keys()
 
 
-# ---------------------------------------------------------------- prices
+# ---------------------------------------------------------------- numbers in prose
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_pages_count_the_faults_right(page):
+    others = len(TABLE) - 1
+    assert re.search(rf"\[{others} (other faults|others)\]", (ROOT / page).read_text()), f"there are {others} others"
 
 
 def test_why_tpu_quotes_the_prices_and_rates_of_the_data():
