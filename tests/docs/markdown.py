@@ -28,6 +28,11 @@ def code(value: object) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
+def page(title: str, source: str, prose: str) -> str:
+    """Return the beginning of a page that is made from code."""
+    return f"# {title}\n\n<!-- Made by `make docs` from {source}; a change goes there. -->\n\n{prose}"
+
+
 def documents() -> list[Path]:
     """Return every Markdown file that people read: the root's and those under docs."""
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

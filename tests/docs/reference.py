@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -18,13 +17,10 @@ from typing import Any, get_args, get_type_hints
 
 from tests.docs.accelerator_page import accelerators
 from tests.docs.dataclass_tables import as_json, default_of, docstring, members_of, remarks
-from tests.docs.markdown import ROOT, code, table
+from tests.docs.fault_page import faults
+from tests.docs.markdown import ROOT, code, page, table
 
 FOLDER = ROOT / "docs" / "reference"
-
-
-def _page(title: str, source: str, prose: str) -> str:
-    return f"# {title}\n\n<!-- Made by `make docs` from {source}; a change goes there. -->\n\n{prose}"
 
 
 # ------------------------------------------------------------------ pages
@@ -35,7 +31,7 @@ def parameters() -> str:
     from dags import gpu_fallback, tpu_migration
     from tpu_migration.domain.plan import Plan
 
-    text = _page(
+    text = page(
         "Parameters",
         "dags/*.py and domain/plan.py",
         """\
@@ -91,7 +87,7 @@ def policies() -> str:
     made = {path.stem: load_policy(path.read_text()) for path in files}
     hints = get_type_hints(Policy)
     needed = ", ".join(code(each) for each in SECTIONS)
-    text = _page(
+    text = page(
         "Gate policies",
         "include/policies and domain/gate/sections.py",
         f"""\
@@ -128,7 +124,7 @@ def record() -> str:
     from tpu_migration import record as module
     from tpu_migration.domain import phases
 
-    text = _page(
+    text = page(
         "The record",
         "record.py and domain/phases.py",
         f"""\
@@ -167,66 +163,11 @@ def _phase_remarks() -> list[str]:
     return re.findall(r"    [A-Z_]+ = \"\w+\"  # (.*)", inspect.getsource(Phase))
 
 
-def faults() -> str:
-    """The faults of the sandbox, and how a run ends under each by the stage that it strikes."""
-    from sandbox.fault_table import TABLE
-    from tests.simulation.fault_matrix import STAGES, foretold
-
-    text = _page(
-        "Faults of the sandbox",
-        "sandbox/fault_table.py and tests/simulation/fault_matrix.py",
-        """\
-`make demo FAULT=NAME` plays a migration under one; `python -m sandbox fault NAME` switches it on in one that is up
-([how-to](../how-to/rehearse.md)). *From*: the phase in which the demo switches it on; a dash: before users come.
-*Ends*: how the run must end then, and within what time. *Hurts*: requests that fail within so many seconds are the
-fault's own work, such as the streams of a machine that dies; ∞: as long as it is on.
-
-""",
-    )
-    rows = []
-    for fault in TABLE:
-        hurts = "∞" if math.isinf(fault.hurts_s) else f"{fault.hurts_s:g} s"
-        options = ", ".join(code(f"{name}={as_json(value)}") for name, value in fault.options.items())
-        within = f"{fault.takes_s / 60:g} min"
-        rows.append((code(fault.name), fault.what, options, fault.begins or "–", fault.ends, within, hurts))
-    text += table(["fault", "what it does", "options and defaults", "from", "ends", "within", "hurts"], rows)
-    text += """
-- `machine`: only machines whose type begins so. `zone`, `capacity`: only there, only of that kind; null: all, but
-  reservations must be named.
-- `workload`: only pods (or routes) whose name begins so; empty: all.
-- `user`: only the Kubernetes API's users whose name begins so. `airflow@` is the product,
-  `system:serviceaccount:inference:tpu-migration-guard` the guard, `admin` a person, `system:sandbox` the sandbox.
-- `seed` decides what is drawn: the same seed takes the same machine, or refuses the same requests in their order.
-- `returns_after_s` null: the machine stays dead, even when the fault is switched off.
-
-## By the stage that it strikes
-
-The fault begins with the first call of the stage, in virtual time (`tests/simulation/fault_matrix.py`; `make prove`
-plays every cell, `make test` a sample). What is not here is ridden out, or comes too late to strike: the migration ends
-well. The reason is a regular expression; [the runbook](../runbook.md) has what to do.
-
-"""
-    stages = [stage for stage in STAGES if stage != "restore"]
-    rows = []
-    for fault in sorted(TABLE, key=lambda each: each.name):
-        cells: dict[tuple[str, str], list[str]] = {}
-        for stage in stages:
-            told = foretold(fault.name, stage)
-            cells.setdefault((str(told.ends), told.reason), []).append(stage)
-        for (ends, reason), struck in cells.items():
-            if reason:
-                rows.append((code(fault.name), ", ".join(struck), ends, code(reason)))
-        if all(not reason for _, reason in cells):
-            rows.append((code(fault.name), "any", "migrated", "–"))
-    text += table(["fault", "strikes in", "ends", "reason"], rows)
-    return text
-
-
 def commands() -> str:
     """Every command with its arguments."""
     from tpu_migration.cli import COMMANDS
 
-    text = _page("Commands", "cli.py, sandbox/__main__.py and the Makefile", "## tpu-migration\n\n")
+    text = page("Commands", "cli.py, sandbox/__main__.py and the Makefile", "## tpu-migration\n\n")
     text += table(
         ["command", "what"], [(f"[{name}](#tpu-migration-{name})", each.what) for name, each in COMMANDS.items()]
     )
@@ -284,7 +225,7 @@ def exit_codes() -> str:
     """What each command's exit statuses mean."""
     from tpu_migration.cli import COMMANDS
 
-    text = _page(
+    text = page(
         "Exit statuses",
         "cli.py",
         """\
@@ -308,7 +249,7 @@ def settings() -> str:
     from tpu_migration import settings as module
     from tpu_migration.domain.fleet import Place
 
-    text = _page("Settings", "settings.py", "")
+    text = page("Settings", "settings.py", "")
     head = ["name", "read by", "default", "what"]
     for title, listed in (
         ("Environment variables", module.ENVIRONMENT),
@@ -344,7 +285,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "settings": settings,
-    "accelerators": lambda: _page("Machines and prices", "include/accelerators.yaml", accelerators()),
+    "accelerators": lambda: page("Machines and prices", "include/accelerators.yaml", accelerators()),
 }
 
 
