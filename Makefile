@@ -1,6 +1,6 @@
-# make setup | demo [FAULT=name] [OUT=dir] | test | prove [SEEDS=n] | bench | check | coverage | up [PROFILE=sandbox] | down | clean
+# make setup | demo [FAULT=name] [OUT=dir] | test | prove [SEEDS=n] | bench | check | coverage | docs | up [PROFILE=sandbox] | down | clean
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test prove bench check unit e2e coverage up down clean
+.PHONY: help setup demo test prove bench check unit e2e coverage docs up down clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,10 @@ prove: $(STAMP)
 ## make bench             the measured claims, with their limits; figures to out/bench.json
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+## make docs              docs/reference, written anew from the code
+docs: $(STAMP)
+	$(BIN)/python -m tests.docs.reference
 
 ## make up [PROFILE=sandbox]  Airflow on Celery in containers; with the sandbox a whole migration, too (docs/compose.md)
 up: .env

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--seed", type=int, default=1, help="seed of the users (1)")
     up.add_argument("--kubeconfig", type=Path, help="attach to this Kubernetes API instead of the embedded one")
     up.add_argument("--pod-cidr", default="", help="the pods' network, on an interface here; with --kubeconfig")
-    up.add_argument("--engine", choices=("simulated", "vllm"), default="simulated")
+    up.add_argument("--engine", choices=("simulated", "vllm"), default="simulated", help="of every vLLM container")
     up.add_argument("--vllm-bin", type=Path, help="the vllm program, with --engine vllm")
     up.add_argument("--model", type=Path, help="the directory of its model, with --engine vllm")
     up.add_argument("--vllm-flags", default="", help="further flags for it, as one word: '--enforce-eager …'")

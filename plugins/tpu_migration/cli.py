@@ -7,29 +7,41 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
 
 from tpu_migration.errors import MigrationError
 
 EXIT_ERROR = 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """End with the status that the command keeps for bad usage."""
+
+    usage_status = 2
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_status, f"{self.prog}: error: {message}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error prints one clear line and exits with 1."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tpu-migration", description="Move live vLLM workloads on GKE from GPUs to Cloud TPU, with a way back."
     )
     parser.add_argument("--verbose", action="store_true", help="log what is done")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (help_text, add_arguments, _) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
+    for name, each in COMMANDS.items():
+        command = commands.add_parser(name, help=each.what, description=each.what, epilog=each.told_exits())
         if _is_asked(name, argv):
-            add_arguments(command)
+            each.add_arguments(command)
+            parser.usage_status = command.usage_status = each.usage_status
     arguments = parser.parse_args(argv)
     level = logging.INFO if arguments.verbose or arguments.command in ("guard", "prober") else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        return _COMMANDS[arguments.command][2](arguments)
+        return COMMANDS[arguments.command].run(arguments)
     except MigrationError as error:
         print(f"tpu-migration {arguments.command}: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -49,7 +61,7 @@ def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _cluster_arguments(parser)
     parser.add_argument("workload", nargs="?", help="one workload; all of the namespace without it")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the records as they are")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -83,8 +95,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     _cluster_arguments(parser)
-    parser.add_argument("workload")
-    parser.add_argument("--reason", default="asked for at a terminal")
+    parser.add_argument("workload", help="whose users to send home")
+    parser.add_argument("--reason", default="asked for at a terminal", help="kept in the record")
 
 
 def _restore(arguments: argparse.Namespace) -> int:
@@ -102,13 +114,14 @@ def _restore(arguments: argparse.Namespace) -> int:
     )
     share = "the target" if done.target_percent else "the source"
     print(f"{arguments.workload}: users are sent to {share} ({done.reason}); epoch {done.epoch}")
-    print("The run, if there is one, sees this at its next look, releases the TPU and ends red.")
+    if not done.target_percent:
+        print("The run, if there is one, sees this at its next look, releases the TPU and ends red.")
     return 0
 
 
 def _approve_arguments(parser: argparse.ArgumentParser) -> None:
     _cluster_arguments(parser)
-    parser.add_argument("workload")
+    parser.add_argument("workload", help="whose migration waits")
     parser.add_argument("--reject", action="store_true", help="say no")
     parser.add_argument("--reason", default="", help="kept in the record beside the answer")
 
@@ -256,26 +269,102 @@ def _janitor(arguments: argparse.Namespace) -> int:
     return janitor(arguments)
 
 
-_Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
+class Command(NamedTuple):
+    """One command: what it does, its arguments, the function that runs it, and what its exit statuses mean."""
 
-_COMMANDS: dict[str, _Command] = {
-    "status": ("show migrations as their records in the cluster tell them", _status_arguments, _status),
-    "restore": ("send users to the safe route, now", _restore_arguments, _restore),
-    "approve": ("answer what a migration waits for people to decide", _approve_arguments, _approve),
-    "plan": ("tell whether a model fits, what it costs and what is lost on TPU", _plan_arguments, _plan),
-    "preflight": ("check a live workload for a migration; changes nothing", _preflight_arguments, _preflight),
-    "deploy": (
+    what: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    exits: Mapping[int, str]
+    usage_status: int = 2
+
+    def told_exits(self) -> str:
+        """Write the exit statuses as one line of help."""
+        return "Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in self.exits.items())
+
+
+_USAGE = {2: "bad usage"}
+
+COMMANDS: dict[str, Command] = {
+    "status": Command(
+        "show migrations as their records in the cluster tell them",
+        _status_arguments,
+        _status,
+        {0: "told", 1: "no such migration, a damaged record, or no answer", **_USAGE},
+    ),
+    "restore": Command(
+        "send users to the safe route, now",
+        _restore_arguments,
+        _restore,
+        {0: "users are sent to the safe route", 1: "they are not; stderr says why: try again", **_USAGE},
+    ),
+    "approve": Command(
+        "answer what a migration waits for people to decide",
+        _approve_arguments,
+        _approve,
+        {0: "the answer is in the record", 1: "nothing waits for one, or it was answered", **_USAGE},
+    ),
+    "plan": Command(
+        "tell whether a model fits, what it costs and what is lost on TPU",
+        _plan_arguments,
+        _plan,
+        {0: "fits, or tight", 1: "does not fit, or blocked", 2: "the input cannot be read, or bad usage"},
+    ),
+    "preflight": Command(
+        "check a live workload for a migration; changes nothing",
+        _preflight_arguments,
+        _preflight,
+        {0: "ready", 1: "blocked, or cannot be judged", 2: "bad parameters, or bad usage"},
+    ),
+    "deploy": Command(
         "set up vLLM without Airflow, or go back to GPU; moves nobody to TPU",
         _deploy_arguments,
         _deploy,
+        {0: "the stack stands", 1: "it does not; stderr says why", **_USAGE},
     ),
-    "janitor": ("find node pools that outlived their run, and delete them if asked to", _janitor_arguments, _janitor),
-    "translate": ("translate vLLM manifests from GPU to TPU", _translate_arguments, _translate),
-    "bench": ("load an OpenAI-compatible server and write down each request", _bench_arguments, _bench),
-    "parity": ("compare the answers of two servers", _parity_arguments, _parity),
-    "judge": ("judge a candidate's benchmark against a baseline's", _judge_arguments, _judge),
-    "prober": ("stream through the Gateway all the time and count what fails", _prober_arguments, _prober),
-    "guard": ("be the dead man's switch of a namespace", _guard_arguments, _guard),
+    "janitor": Command(
+        "find node pools that outlived their run, and delete them if asked to",
+        _janitor_arguments,
+        _janitor,
+        {0: "nothing is left to do", 1: "a pool goes, remains or is unknown, or no answer", **_USAGE},
+    ),
+    "translate": Command(
+        "translate vLLM manifests from GPU to TPU",
+        _translate_arguments,
+        _translate,
+        {0: "translated", 1: "a blocker; stderr names it", 2: "the input is no Kubernetes YAML, or bad usage"},
+    ),
+    "bench": Command(
+        "load an OpenAI-compatible server and write down each request",
+        _bench_arguments,
+        _bench,
+        {0: "measured", 2: "bad arguments, or no server", 3: "void: the client was the bottleneck"},
+    ),
+    "parity": Command(
+        "compare the answers of two servers",
+        _parity_arguments,
+        _parity,
+        {0: "compared; the figures are in the file", 1: "a server stopped answering", 2: "bad arguments or tasks"},
+    ),
+    "judge": Command(
+        "judge a candidate's benchmark against a baseline's",
+        _judge_arguments,
+        _judge,
+        {0: "pass", 1: "fail", 2: "inconclusive", 3: "void", 64: "bad usage, or the input cannot be read: no verdict"},
+        usage_status=64,
+    ),
+    "prober": Command(
+        "stream through the Gateway all the time and count what fails",
+        _prober_arguments,
+        _prober,
+        {0: "told to stop", **_USAGE},
+    ),
+    "guard": Command(
+        "be the dead man's switch of a namespace",
+        _guard_arguments,
+        _guard,
+        {0: "told to stop, or looked once", 1: "with --once: it could not help", **_USAGE},
+    ),
 }
 
 

@@ -215,7 +215,7 @@ class Guard:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the guard's arguments."""
-    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--namespace", required=True, help="whose migrations it guards")
     parser.add_argument("--identity", default="guard", help="who writes the heartbeat, e.g. the pod's name")
     parser.add_argument("--metrics-port", type=int, default=0, help="serve /metrics on $POD_IP; 0: do not")
     parser.add_argument("--once", action="store_true", help="look once and exit; a dead lease needs two looks")

@@ -18,10 +18,14 @@ _HEADINGS = ("POOL", "OF", "RUN", "AGE", "PAST ITS TIME", "STATE", "WHY")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `janitor` to a parser."""
-    for name in ("project-id", "location", "cluster"):
-        parser.add_argument(f"--{name}", required=True)
+    for name, told in (
+        ("project-id", "of the GKE cluster"),
+        ("location", "its region or zone"),
+        ("cluster", "its name"),
+    ):
+        parser.add_argument(f"--{name}", required=True, help=told)
     parser.add_argument("--delete", action="store_true", help="delete what goes; without it nothing is changed")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the list")
     parser.add_argument(
         "--key-file", default="", help="a service account's key (default: Application Default Credentials)"
     )

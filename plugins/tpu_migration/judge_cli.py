@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tpu-migration judge`."""
     parser.add_argument("--policy", required=True, help="a name in include/policies, or a file")
     parser.add_argument("--look", type=int, default=1, choices=(1, 2, 3), help="which look at the data this is")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the verdict")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report, one page")
     parser.add_argument("baseline", type=Path, help="file of `tpu-migration bench` on the baseline")
     parser.add_argument("candidate", type=Path, help="file of `tpu-migration bench` on the candidate")

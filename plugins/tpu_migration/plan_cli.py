@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prices", type=Path, metavar="FILE", help="your own prices, over those of include/")
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="the model's config.json, or its folder")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the page")
 
 
 def _number(text: str) -> float:

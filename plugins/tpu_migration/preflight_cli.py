@@ -25,8 +25,14 @@ from tpu_migration.translate_cli import BAD_INPUT, BLOCKED, OK
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `preflight` to a parser."""
-    for name in ("project-id", "location", "cluster", "namespace", "workload"):
-        parser.add_argument(f"--{name}", required=True)
+    for name, told in (
+        ("project-id", "of the GKE cluster"),
+        ("location", "its region or zone"),
+        ("cluster", "its name"),
+        ("namespace", "of the workload"),
+        ("workload", "the Deployment that runs vLLM on GPUs"),
+    ):
+        parser.add_argument(f"--{name}", required=True, help=told)
     parser.add_argument(
         "--param",
         action="append",

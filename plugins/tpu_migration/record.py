@@ -28,21 +28,21 @@ class RecordError(PermanentError):
 class Source:
     """What serves users before the migration, as found by preflight."""
 
-    deployment: str
-    service: str
-    port: int
-    route: str
-    replicas: int
-    accelerator: str
-    chips: int
-    model: str
-    served_names: tuple[str, ...]
-    gateway_url: str
+    deployment: str  # its name
+    service: str  # the Service that the route points at
+    port: int  # of that Service
+    route: str  # the HTTPRoute whose weights move users
+    replicas: int  # pinned while users move: the plan's peak, or as many as ran
+    accelerator: str  # of the source's nodes, such as nvidia-h100-80gb
+    chips: int  # accelerators a replica
+    model: str  # what `--model` says
+    served_names: tuple[str, ...]  # what clients ask for; the target answers to the same
+    gateway_url: str  # the Gateway's own address
     rules: tuple[dict[str, Any], ...]  # the route's rules to restore, literally
     host: str = ""  # the first host name that the users' route listens for, if any
-    node_pools: tuple[str, ...] = ()
-    max_model_len: int | None = None
-    hpa: str = ""
+    node_pools: tuple[str, ...] = ()  # where its pods ran
+    max_model_len: int | None = None  # its context, in tokens
+    hpa: str = ""  # its HorizontalPodAutoscaler, if any
     hpa_min_replicas: int | None = None  # the original, put back at the end
 
     @property
@@ -60,11 +60,11 @@ class Source:
 class StageRun:
     """One stage's state and times (Unix seconds)."""
 
-    stage: str
+    stage: str  # its name
     state: str  # running, done, failed
-    started: float
-    ended: float | None = None
-    detail: str = ""
+    started: float  # when a worker first took it up
+    ended: float | None = None  # null while it runs
+    detail: str = ""  # the reason of a failure, or its result in a sentence
     waited: float = 0.0  # seconds that the stage asked to wait, of those since it started
 
 
@@ -73,10 +73,10 @@ class Attempt:
     """One try to get a node pool. Unix seconds; `ended` with an error: nothing of it is left."""
 
     offer: str  # as a person reads it: "spot in us-west4-a"
-    pool: str
-    began: float
-    error: str = ""
-    ended: float | None = None
+    pool: str  # the name of its own node pool
+    began: float  # when it was asked for
+    error: str = ""  # GKE's own words; empty: none
+    ended: float | None = None  # null while it is under way
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,21 @@ class Approval:
     """A question to people and their answer. Unix seconds; `approved` is None until they have answered."""
 
     what: str  # shift, decommission
-    asked: float
-    approved: bool | None = None
-    by: str = ""
-    reason: str = ""
-    answered: float | None = None
+    asked: float  # when
+    approved: bool | None = None  # null: no answer yet
+    by: str = ""  # who answered
+    reason: str = ""  # what they said
+    answered: float | None = None  # when
 
 
 @dataclass(frozen=True)
 class Fallback:
     """Why, by whom and when users were sent back."""
 
-    reason: str
-    actor: str
-    detected: float
-    route_written: float
+    reason: str  # the breach, or why somebody asked
+    actor: str  # who wrote the route: a stage, the guard, a person
+    detected: float  # Unix seconds
+    route_written: float  # when the safe route was written
     observed: float | None = None  # when the traffic was seen to have followed
 
 
@@ -106,10 +106,10 @@ class Fallback:
 class Shift:
     """How far the keeper is: the index into the plan's steps, and when the split was seen."""
 
-    step: int = -1
-    percent: int = 0
-    written: float | None = None
-    observed: float | None = None
+    step: int = -1  # index into the plan's steps; -1: none yet
+    percent: int = 0  # the share of users that was written last
+    written: float | None = None  # when; Unix seconds
+    observed: float | None = None  # when the traffic was seen to follow
     watched: float | None = None  # the last look that was written down; a gap after it was not watched
 
 
@@ -117,30 +117,30 @@ class Shift:
 class Record:
     """The truth about one migration. Versioned; unknown fields are refused, not dropped."""
 
-    workload: str
-    namespace: str
-    run_id: str
-    epoch: int
-    phase: Phase
-    plan: Mapping[str, Any]
-    plan_hash: str
-    source: Source
+    workload: str  # name of the Deployment that is migrated
+    namespace: str  # of the workload
+    run_id: str  # Airflow's run, or the terminal's
+    epoch: int  # raised by each restore; a writer of an older one is refused
+    phase: Phase  # where the migration stands
+    plan: Mapping[str, Any]  # the parameters, as they were given
+    plan_hash: str  # a task whose parameters differ is refused
+    source: Source  # what served before
     source_capacity: int  # replicas not given up yet; lowered before each scale-down
-    target: str
-    pool: str
+    target: str  # name of the TPU Deployment and of its Service
+    pool: str  # the TPU node pool
     template_hash: str = ""  # of the target's pod template; the verdict holds for it alone
-    verdict: Mapping[str, Any] | None = None
-    shift: Shift = Shift()
-    fallback: Fallback | None = None
-    intent: str = ""
-    waiting: str = ""
-    operation: str = ""
+    verdict: Mapping[str, Any] | None = None  # the gate's, with every check
+    shift: Shift = Shift()  # how far users have moved
+    fallback: Fallback | None = None  # why users were sent back, if they were
+    intent: str = ""  # what is about to be done; a crash after it is looked into
+    waiting: str = ""  # what the stage waits for at this moment
+    operation: str = ""  # GKE's operation that is under way
     attempts: tuple[Attempt, ...] = ()  # at a node pool, in order; none: the pool was there before and stays
     approvals: tuple[Approval, ...] = ()  # what people were asked, in order
     way_back: tuple[str, ...] = ()  # commands that bring the source back, once some of it is given up
-    stages: tuple[StageRun, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    stages: tuple[StageRun, ...] = ()  # each stage that ran, the latest last
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what stages found, by name
+    schema_version: int = SCHEMA_VERSION  # of this document
 
     def to_json(self) -> str:
         """Return the record as JSON text."""

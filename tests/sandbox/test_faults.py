@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 from sandbox.__main__ import main
-from sandbox.faults import Fault, Faults, describe
+from sandbox.faults import Faults, describe
 from sandbox.state import FAULTS_FILE, write_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,21 +43,6 @@ def test_every_fault_in_the_table_is_made_by_the_module_that_it_names():
     for fault in describe():
         path = ROOT / f"{fault.module.replace('.', '/')}.py"
         assert f'"{fault.name}"' in path.read_text(), f"{fault.name} is described but {path} never reads it"
-
-
-@pytest.mark.parametrize("fault", describe(), ids=lambda fault: fault.name)
-def test_every_fault_is_documented_with_its_options_phase_and_end(fault: Fault):
-    lines = (ROOT / "docs" / "sandbox.md").read_text().splitlines()
-    (line,) = [each for each in lines if each.startswith(f"| `{fault.name}` |")]
-    options, begins, ends, hurts = [cell.strip() for cell in line.split("|")[3:7]]
-    for name, value in fault.options.items():
-        shown = (
-            f"{value:g}" if isinstance(value, float) and value == int(value) and name != "limit" else json.dumps(value)
-        )
-        assert f"`{name}` {shown}" in options
-    assert begins == (str(fault.begins) if fault.begins else "")
-    assert ends.partition(",")[0] == str(fault.ends)
-    assert hurts == ("" if not fault.hurts_s else f"{fault.hurts_s:g}".replace("inf", "∞"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tests.docs.messages import in_runbook
 from tests.simulation.harness import Airflow, Calls, Phase
 from tests.simulation.scenarios import FAULTS, QUICK, SPEED, Ended, Onset, Play, Scenario
 from tests.simulation.witness import TARGET
@@ -171,6 +172,9 @@ def broken(fault: str, stage: str) -> list[str]:
     if ended.phase != wanted.ends or not re.search(wanted.reason, ended.reasons):
         told = f"{ended.phase}: {ended.reasons or 'no reason'}"
         found.append(f"{fault} in {stage} ended {told}; foretold was {wanted.ends}: {wanted.reason}")
+    failure = ended.reasons.partition("; restore:")[0]  # what the teardown says besides is the same for all
+    if wanted.reason and stage != "restore" and not in_runbook(failure):
+        found.append(f"{fault} in {stage}: docs/runbook.md has no entry for {failure!r}")
     return found
 
 

@@ -33,6 +33,12 @@ def test_sees_a_wrong_end_and_a_wrong_reason(monkeypatch):
     assert "foretold was migrated" in broken("quota", "provision")[0]
 
 
+def test_sees_an_end_that_the_runbook_does_not_know(monkeypatch):
+    monkeypatch.setattr("tests.simulation.fault_matrix.in_runbook", lambda message: False)
+    (found,) = broken("quota", "provision")
+    assert "docs/runbook.md has no entry for" in found
+
+
 def test_sees_a_fault_that_never_strikes():
     play = CellPlay("quota", "decommission")
     play._onset = play._onset.__class__("quota", Phase.REJECTED, 0.0, None, one_replica=False)

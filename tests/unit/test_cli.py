@@ -12,7 +12,7 @@ import pytest
 from cluster import GPU, NAMESPACE, TPU, Cluster, record
 
 from tpu_migration.bench.results import render
-from tpu_migration.cli import _COMMANDS, main
+from tpu_migration.cli import COMMANDS, main
 from tpu_migration.domain.gate import RequestResult
 from tpu_migration.domain.phases import Phase
 from tpu_migration.errors import PermanentError, TransientError
@@ -43,25 +43,31 @@ def cluster(monkeypatch):
 # ------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", sorted(_COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_a_help_that_ends_with_0(command, capsys):
     assert exit_code([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: tpu-migration {command}")
-    assert " ".join(_COMMANDS[command][0].split()) in " ".join(shown.split())
+    assert " ".join(COMMANDS[command].what.split()) in " ".join(shown.split())
 
 
 def test_the_help_of_all_names_every_command(capsys):
     assert exit_code(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command, (help_text, *_) in _COMMANDS.items():
+    for command, each in COMMANDS.items():
         assert command in shown
-        assert " ".join(help_text.split()) in " ".join(shown.split())
+        assert " ".join(each.what.split()) in " ".join(shown.split())
 
 
-@pytest.mark.parametrize("argv", [[], ["migrate"], ["restore"], ["status", "--format", "xml"], ["judge", "a", "b"]])
+@pytest.mark.parametrize("argv", [[], ["migrate"], ["restore"], ["status", "--format", "xml"]])
 def test_a_call_that_cannot_be_meant_ends_with_2(argv, capsys):
     assert exit_code(argv) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["judge", "a", "b"], ["judge", "a", "b", "--policy", "chat", "--lok", "2"]])
+def test_a_mistyped_judge_is_no_verdict(argv, capsys):
+    assert exit_code(argv) == 64
     assert "usage:" in capsys.readouterr().err
 
 

@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=count, help="how many requests to send")
     parser.add_argument("--seed", type=int, default=1, help="arrivals, lengths and prompts follow from it")
     parser.add_argument("--out", required=True, help="result file; - for standard output")
-    parser.add_argument("--header", action="append", default=[], type=header, metavar="K=V")
-    parser.add_argument("--endpoint", choices=sorted(PATHS), default="completions")
+    parser.add_argument(
+        "--header", action="append", default=[], type=header, metavar="K=V", help="sent along; may be repeated"
+    )
+    parser.add_argument("--endpoint", choices=sorted(PATHS), default="completions", help="of the OpenAI API")
     parser.add_argument("--prompt-tokens", type=lengths, default="512", metavar="DIST", help=DISTRIBUTION)
     parser.add_argument("--output-tokens", type=lengths, default="128", metavar="DIST", help=DISTRIBUTION)
     parser.add_argument("--ignore-eos", action="store_true", help="every answer must have its full length")
@@ -53,9 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--write-every", type=count, default=1, help="write every so many requests, sum up all")
     parser.add_argument("--timeout-s", type=positive, default=300.0, help="for one whole answer")
-    parser.add_argument("--policy-void-loop-lag-ms", type=positive, default=5.0)
-    parser.add_argument("--policy-void-schedule-delay-ms", type=positive, default=20.0)
-    parser.add_argument("--policy-void-achieved-rate", type=positive, default=0.98)
+    parser.add_argument(
+        "--policy-void-loop-lag-ms", type=positive, default=5.0, help="a larger p99 of its event loop's lag voids"
+    )
+    parser.add_argument(
+        "--policy-void-schedule-delay-ms", type=positive, default=20.0, help="a larger p99 of lateness voids"
+    )
+    parser.add_argument(
+        "--policy-void-achieved-rate", type=positive, default=0.98, help="a smaller share of the rate voids"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

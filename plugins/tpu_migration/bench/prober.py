@@ -56,22 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tpu-migration prober`."""
     parser.add_argument("--url", required=True, help="the Gateway's address, without /v1")
     parser.add_argument("--model", required=True, help="the served model name")
-    parser.add_argument("--header", action="append", default=[], type=header, metavar="K=V")
+    parser.add_argument(
+        "--header", action="append", default=[], type=header, metavar="K=V", help="sent along; may be repeated"
+    )
     parser.add_argument(
         "--arm-header", "--routes-header", dest="arm_header", metavar="NAME",
         help="probe each arm too, with this header set to source or target",
     )  # fmt: skip
-    parser.add_argument("--endpoint", choices=sorted(PATHS), default="completions")
-    parser.add_argument("--every-s", type=positive, default=1.0)
-    parser.add_argument("--arm-every-s", type=positive, default=2.0)
+    parser.add_argument("--endpoint", choices=sorted(PATHS), default="completions", help="of the OpenAI API")
+    parser.add_argument("--every-s", type=positive, default=1.0, help="between small answers")
+    parser.add_argument("--arm-every-s", type=positive, default=2.0, help="between those of each arm")
     parser.add_argument("--tokens", type=count, default=8, help="of a small answer")
-    parser.add_argument("--long-every-s", type=positive, default=60.0)
+    parser.add_argument("--long-every-s", type=positive, default=60.0, help="between long answers")
     parser.add_argument("--long-seconds", type=positive, default=35.0, help="what a long answer should take")
-    parser.add_argument("--long-max-tokens", type=count, default=4096)
+    parser.add_argument("--long-max-tokens", type=count, default=4096, help="of a long answer")
     parser.add_argument("--timeout-s", type=positive, default=15.0, help="for a small answer")
     parser.add_argument("--window-s", type=positive, default=60.0, help="what `recent` and the p99 look at")
     parser.add_argument("--host", default=os.environ.get("POD_IP") or "127.0.0.1", help="default: $POD_IP")
-    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--port", type=int, default=8080, help="where its counters are served")
 
 
 def main(args: argparse.Namespace) -> int:

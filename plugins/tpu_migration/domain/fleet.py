@@ -31,13 +31,13 @@ class Place:
     comes again, "recurrence" (RFC 5545, such as FREQ=WEEKLY); plain values, for they go through Airflow's database.
     """
 
-    project_id: str
-    location: str
-    cluster: str
-    namespace: str
-    gcp_conn_id: str = "google_cloud_default"
-    on_fail: str = ASK
-    blackouts: Sequence[Mapping[str, Any]] = ()
+    project_id: str  # of the cluster
+    location: str  # region or zone
+    cluster: str  # its name
+    namespace: str  # where workloads are looked for
+    gcp_conn_id: str = "google_cloud_default"  # the Airflow connection
+    on_fail: str = ASK  # `ask`, `auto` or `alert`: what follows a canary that failed
+    blackouts: Sequence[Mapping[str, Any]] = ()  # spans without canaries
 
     def plan(self, workload: str) -> Plan:
         """Return a plan that names this place, for the clients that are made from one."""

@@ -12,11 +12,11 @@ LENGTHS = ("live", "fixed")
 class Requests:
     """How many requests to send at the first look and at most, and the fewest that may pass."""
 
-    baseline: int = 2000
-    candidate: int = 2000
-    cap: int = 8000
-    baseline_min: int = 60
-    candidate_min: int = 300
+    baseline: int = 2000  # at the first look, of the baseline
+    candidate: int = 2000  # at the first look, of the candidate
+    cap: int = 8000  # at most, over all looks
+    baseline_min: int = 60  # fewer do not pass
+    candidate_min: int = 300  # fewer do not pass
 
     def problems(self) -> list[str]:
         found = []
@@ -40,8 +40,8 @@ class Load:
     The first share is the one that is compared with the baseline.
     """
 
-    baseline: str = "probe"
-    shares: tuple[float, ...] = (1.0, 0.7, 1.2)
+    baseline: str = "probe"  # probe, active or recorded
+    shares: tuple[float, ...] = (1.0, 0.7, 1.2)  # of the live peak
     lengths: str = "live"  # the source's own histograms; fixed: the plan's tokens
 
     def problems(self) -> list[str]:
@@ -62,10 +62,10 @@ class Bootstrap:
     A block must outlast what its requests share (a queue, a batch, a stall) by far, or the interval is too narrow.
     """
 
-    replicates: int = 2000
-    blocks: int = 20
-    block_s: float = 20.0
-    seed: int = 2026
+    replicates: int = 2000  # resamples
+    blocks: int = 20  # at most so many
+    block_s: float = 20.0  # each at least so long
+    seed: int = 2026  # of the draws
 
     def problems(self) -> list[str]:
         found = []
@@ -84,9 +84,9 @@ class Bootstrap:
 class Slo:
     """Absolute limits at a quantile; also what a request must meet to count as good."""
 
-    ttft_limit_ms: float
-    tpot_limit_ms: float
-    quantile: float = 0.99
+    ttft_limit_ms: float  # time to the first token
+    tpot_limit_ms: float  # time of each further token
+    quantile: float = 0.99  # at which the limits hold
 
     def problems(self) -> list[str]:
         found = _positive("slo", ttft_limit_ms=self.ttft_limit_ms, tpot_limit_ms=self.tpot_limit_ms)
@@ -100,13 +100,13 @@ class Ratio:
     Both sides are raised to the floor first: below it no user feels a difference.
     """
 
-    ttft_limit: float | None = None
-    tpot_limit: float | None = None
-    e2e_limit: float | None = None
-    quantile: float = 0.95
-    ttft_floor_ms: float = 0.0
-    tpot_floor_ms: float = 0.0
-    e2e_floor_ms: float = 0.0
+    ttft_limit: float | None = None  # of the time to the first token
+    tpot_limit: float | None = None  # of the time of each further token
+    e2e_limit: float | None = None  # of the whole answer's time
+    quantile: float = 0.95  # at which they are compared
+    ttft_floor_ms: float = 0.0  # shorter times count as this
+    tpot_floor_ms: float = 0.0  # shorter times count as this
+    e2e_floor_ms: float = 0.0  # shorter times count as this
 
     def problems(self) -> list[str]:
         limits = {name: getattr(self, name) for name in ("ttft_limit", "tpot_limit", "e2e_limit")}
@@ -123,8 +123,8 @@ class Ratio:
 class Capacity:
     """The rate at which every SLO still holds must be at least the live peak times the head-room."""
 
-    headroom: float = 1.2
-    min_rates: int = 4
+    headroom: float = 1.2  # share of the peak that must hold; one of `load.shares`
+    min_rates: int = 4  # rates to measure at least
 
     def problems(self) -> list[str]:
         found = _positive("capacity", headroom=self.headroom)
@@ -135,7 +135,7 @@ class Capacity:
 class Goodput:
     """The share of scheduled requests that must meet every SLO."""
 
-    minimum: float = 0.95
+    minimum: float = 0.95  # of all scheduled requests
 
     def problems(self) -> list[str]:
         return _fraction("goodput", minimum=self.minimum)
@@ -145,7 +145,7 @@ class Goodput:
 class Errors:
     """The share of requests that may fail."""
 
-    limit: float = 0.01
+    limit: float = 0.01  # of all scheduled requests
 
     def problems(self) -> list[str]:
         return _fraction("errors", limit=self.limit)
@@ -155,7 +155,7 @@ class Errors:
 class Cost:
     """Dollars a conforming token, candidate over baseline."""
 
-    ratio_limit: float = 0.90
+    ratio_limit: float = 0.90  # the target's dollars over the source's
 
     def problems(self) -> list[str]:
         return _positive("cost", ratio_limit=self.ratio_limit)
@@ -169,15 +169,15 @@ class Quality:
     compared at a position (vLLM gives 20 at most unless told otherwise).
     """
 
-    kl_mean_limit: float = 0.01
-    kl_tail_limit: float = 0.1
+    kl_mean_limit: float = 0.01  # mean KL divergence, in nats
+    kl_tail_limit: float = 0.1  # KL divergence at `kl_quantile`, in nats
     kl_quantile: float = 0.99  # at which `kl_tail_limit` holds
-    top1_agreement: float = 0.97
-    length_limit: float = 0.10
-    task_margin: float = 0.05
-    prompts: int = 64
-    tokens: int = 256
-    top: int = 5
+    top1_agreement: float = 0.97  # positions with the same likeliest token
+    length_limit: float = 0.10  # change of the answers' mean length
+    task_margin: float = 0.05  # of the user's tasks that may be lost
+    prompts: int = 64  # questions a look
+    tokens: int = 256  # positions compared of each answer
+    top: int = 5  # tokens compared at a position
 
     @property
     def prompts_min(self) -> int:
@@ -203,9 +203,9 @@ class Quality:
 class Void:
     """When a measurement says nothing about the server; null leaves one out."""
 
-    loop_lag_p99_ms: float | None = 5.0
-    schedule_delay_p99_ms: float | None = 20.0  # 1 % of the TTFT limit
-    achieved_rate_min: float | None = 0.98
+    loop_lag_p99_ms: float | None = 5.0  # of the load generator's event loop
+    schedule_delay_p99_ms: float | None = 20.0  # how late requests were sent; 1 % of the TTFT limit
+    achieved_rate_min: float | None = 0.98  # of the rate that was asked for
     arm_events: bool = True  # a recompile, restart or preemption in the window
 
     def problems(self) -> list[str]:
