@@ -15,15 +15,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpu_migration.clients.kubernetes import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    ENDPOINT_SLICES,
-    HTTP_ROUTES,
-    LEASES,
-    SECRETS,
-    Kubernetes,
-)
+from tpu_migration import rights
+from tpu_migration.clients.kubernetes import DEPLOYMENTS, LEASES, Kubernetes
 from tpu_migration.clock import Clock, SystemClock, micro_time
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.errors import ConflictError, MigrationError, PermanentError
@@ -40,22 +33,8 @@ IDLE_LIMIT_S = 1800.0
 _BLIND_S = 10.0  # what stood still while the guard itself could not look proves nothing
 BEAT_EVERY_S = 5.0
 
+MANIFEST = "guard.yaml"  # grants what it needs, and no more
 RIGHTS_EVERY_S = 600.0
-# What a restore takes, and the end of the target; include/manifests/guard.yaml grants it.
-RIGHTS = (
-    ("get", CONFIG_MAPS, ""),
-    ("list", CONFIG_MAPS, ""),
-    ("update", CONFIG_MAPS, ""),
-    ("get", SECRETS, ""),
-    ("list", SECRETS, ""),
-    ("get", HTTP_ROUTES, ""),
-    ("create", HTTP_ROUTES, ""),
-    ("update", HTTP_ROUTES, ""),
-    ("list", ENDPOINT_SLICES, ""),
-    ("get", DEPLOYMENTS, ""),
-    ("patch", DEPLOYMENTS, "scale"),
-)
-
 NO_USER_DEPENDS = frozenset({Phase.PLANNED, Phase.PROVISIONED, Phase.DEPLOYED, Phase.WARM, Phase.GATED})
 
 log = logging.getLogger(__name__)
@@ -108,11 +87,7 @@ class Guard:
         now = self.clock.monotonic()
         if now - self._asked < (TICK_S * 10 if self.lacking else RIGHTS_EVERY_S):
             return
-        lacking = tuple(
-            f"{verb} {resource.plural}{'/' + sub if sub else ''}"
-            for verb, resource, sub in RIGHTS
-            if not self.kube.may(verb, resource, self.namespace, sub)
-        )
+        lacking = tuple(map(str, rights.lacking(self.kube, self.namespace, rights.granted_by(MANIFEST))))
         if lacking:
             log.error(
                 "the guard's service account lacks rights in namespace %s: %s; until it has them it gives no sign of "

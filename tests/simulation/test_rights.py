@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,51 +15,24 @@ from sandbox.world import CLUSTER, LOCATION, PROJECT
 from tests.simulation.harness import Calls, Killed, Scene
 from tpu_migration.clients.gke import NodePools
 from tpu_migration.clients.iam import NEEDED
+from tpu_migration.clients.kubernetes import Response
 from tpu_migration.drive import drive
 from tpu_migration.errors import MigrationError
-from tpu_migration.guard import RIGHTS as GUARD_RIGHTS
+from tpu_migration.guard import MANIFEST as GUARD_MANIFEST
 from tpu_migration.guard import RIGHTS_EVERY_S, Guard
 from tpu_migration.lease import Holder
+from tpu_migration.rights import OPTIONAL, granted_by
 from tpu_migration.stages import STAGES
 from tpu_migration.stages.base import Context, Done, Failed
 from tpu_migration.stages.run import StageRun
-from tpu_migration.stages.survey import RIGHTS
+from tpu_migration.stages.survey import MANIFEST
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rights.md"
 ROLE, CLUSTER_ROLE = "tpu-migration", "tpu-migration-nodes"
-# Rights that preflight asks for by name, as (verb, resource).
-ASKED = sorted((verb, f"{kind.plural}{'/' + sub if sub else ''}") for verb, kind, sub in RIGHTS)
-# Rights that preflight uses itself, so that it meets their absence.
-USED = [
-    ("get", "configmaps"),
-    ("list", "services"),
-    ("list", "secrets"),
-    ("get", "deployments"),
-    ("get", "leases"),
-    ("create", "leases"),
-    ("list", "horizontalpodautoscalers"),
-    ("list", "poddisruptionbudgets"),
-    ("list", "httproutes"),
-    ("get", "gateways"),
-    ("list", "healthcheckpolicies"),
-    ("list", "gcpbackendpolicies"),
-    ("list", "podmonitorings"),
-]
-# Rights that a run needs later, and that preflight neither asks for nor uses.
-LATER = [
-    ("get", "jobs"),
-    ("list", "jobs"),
-    ("delete", "jobs"),
-    ("list", "endpointslices"),
-    ("get", "horizontalpodautoscalers"),
-    ("delete", "poddisruptionbudgets"),
-    ("get", "httproutes"),
-    ("patch", "httproutes"),
-    ("delete", "httproutes"),
-    ("patch", "healthcheckpolicies"),
-    ("patch", "gcpbackendpolicies"),
-    ("patch", "podmonitorings"),
-]
+# One a rule of rbac.yaml: what a run needs, and what preflight therefore asks for.
+NEEDED_RIGHTS = [each for each in granted_by(MANIFEST) if each not in OPTIONAL]
+# What the guard's manifest grants it.
+GUARD_RIGHTS = granted_by(GUARD_MANIFEST)
 
 
 class Withheld:
@@ -107,32 +81,90 @@ def assert_named(reason: str, verb: str, resource: str) -> None:
     assert "include/manifests/rbac.yaml" in reason
 
 
-@pytest.mark.parametrize(("verb", "resource"), [*ASKED, *USED])
-def test_preflight_names_the_right_that_is_missing_before_anything_is_made(verb, resource):
-    scene = without(verb, resource)
+def preflight(scene: Scene) -> Failed:
     outcome = scene.airflow()._task("preflight")
     assert isinstance(outcome, Failed)
-    assert_named(outcome.reason, verb, resource)
     scene.assert_nothing_left()
     scene.assert_nobody_noticed()
+    return outcome
 
 
-@pytest.mark.parametrize(("verb", "resource"), LATER)
-def test_a_right_that_only_a_later_task_misses_is_named_there_and_no_user_notices(verb, resource):
-    scene = without(verb, resource)
-    airflow = scene.airflow().run()
-    assert not airflow.green
-    assert_named(airflow.reasons(), verb, resource)
-    scene.assert_nobody_noticed()
+@pytest.mark.parametrize("right", NEEDED_RIGHTS, ids=str)
+def test_preflight_names_the_right_that_is_missing_before_anything_is_made(right):
+    """One that only the clean-up misses would be found out when users wait for it."""
+    scene = without(right.verb, right.resource, role=CLUSTER_ROLE if right.everywhere else ROLE)
+    if replace(right, everywhere=True) in NEEDED_RIGHTS and not right.everywhere:  # who may in all may in each
+        take_away(scene, right.verb, right.resource, role=CLUSTER_ROLE)
+    assert_named(preflight(scene).reason, right.verb, right.resource)
 
 
-@pytest.mark.parametrize(("verb", "resource"), [("get", "nodes"), ("list", "nodes"), ("list", "pods")])
-def test_a_right_on_the_whole_cluster_that_is_missing_is_named_and_no_user_notices(verb, resource):
-    scene = without(verb, resource, role=CLUSTER_ROLE)
-    airflow = scene.airflow().run()
-    assert not airflow.green
-    assert_named(airflow.reasons(), verb, resource)
-    scene.assert_nobody_noticed()
+def test_all_that_is_missing_is_named_at_once():
+    scene = Scene()
+    for right in NEEDED_RIGHTS:
+        if right.verb in ("create", "patch", "delete"):
+            take_away(scene, right.verb, right.resource)
+    reason = preflight(scene).reason
+    for right in NEEDED_RIGHTS:
+        if right.verb in ("create", "patch", "delete"):
+            assert_named(reason, right.verb, right.resource)
+
+
+def asked(scene: Scene, calls: Calls) -> list[str]:
+    scene.airflow(calls=calls)._task("preflight")
+    return [each.rpartition("/")[2] for each in calls.trace if "authorization.k8s.io" in each]
+
+
+def test_one_question_covers_the_namespace_and_one_each_what_is_of_the_whole_cluster():
+    everywhere = [each for each in NEEDED_RIGHTS if each.everywhere]
+    assert asked(Scene(), Calls()) == ["selfsubjectrulesreviews", *["selfsubjectaccessreviews"] * len(everywhere)]
+
+
+class Listing:
+    """An API server that lists no rules, or refuses to, as with an authorizer for IAM beside RBAC; it still decides."""
+
+    def __init__(self, scene: Scene, answer: Response) -> None:
+        transport = scene.world.transport
+
+        def unlisted(*hooks):
+            send = transport(*hooks)
+            return lambda method, path, **more: (
+                answer if path.endswith("selfsubjectrulesreviews") else send(method, path, **more)
+            )
+
+        scene.world.transport = unlisted
+
+
+NOT_LISTED = {
+    "incomplete": Response(
+        201,
+        b'{"status": {"resourceRules": [], "nonResourceRules": [], "incomplete": true, '
+        b'"evaluationError": "webhook authorizer does not support user rule resolution"}}',
+    ),
+    "complete, as it says": Response(201, b'{"status": {"resourceRules": [], "incomplete": false}}'),
+    "by one name": Response(
+        201,
+        b'{"status": {"resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], '
+        b'"resourceNames": ["one"]}], "incomplete": false}}',
+    ),
+    "refused": Response(403, b'{"message": "forbidden"}'),
+}
+
+
+@pytest.mark.parametrize("answer", NOT_LISTED.values(), ids=NOT_LISTED)
+def test_rights_that_no_list_tells_are_asked_one_by_one(answer):
+    """GKE's authorizer for IAM makes no lists: what is granted there would be taken for missing."""
+    scene = Scene()
+    Listing(scene, answer)
+    assert isinstance(scene.airflow()._task("preflight"), Done)
+    scene = without("delete", "poddisruptionbudgets")
+    Listing(scene, answer)
+    assert_named(preflight(scene).reason, "delete", "poddisruptionbudgets")
+
+
+def test_a_rule_of_the_namespace_does_not_stand_for_the_whole_cluster():
+    """The list does not tell one from the other, and a pool with others' pods on it would be deleted."""
+    scene = without("list", "pods", role=CLUSTER_ROLE)
+    assert "list pods in the whole cluster" in preflight(scene).reason
 
 
 def test_a_namespace_whose_labels_may_not_be_read_is_told_as_not_checked():
@@ -194,9 +226,6 @@ def rules_of(manifest: Path) -> list[dict[str, list[str]]]:
 # --------------------------------------------------------------------------------- the guard
 
 
-GUARD_ASKED = sorted((verb, f"{kind.plural}{'/' + sub if sub else ''}") for verb, kind, sub in GUARD_RIGHTS)
-
-
 def watched_by_guards_without(verb: str, resource: str) -> Scene:
     """Return a scene whose guards, as their processes do, ask for their rights; one of them they do not have."""
     scene = Scene(guard=False)
@@ -212,15 +241,15 @@ def tick(guard: Guard) -> None:
         guard.tick()
 
 
-@pytest.mark.parametrize(("verb", "resource"), GUARD_ASKED)
-def test_nothing_begins_under_a_guard_that_could_not_help(verb, resource, caplog):
+@pytest.mark.parametrize("right", GUARD_RIGHTS, ids=str)
+def test_nothing_begins_under_a_guard_that_could_not_help(right, caplog):
     """With a guard that may not write the route users would stay where a dead Airflow left them."""
-    scene = watched_by_guards_without(verb, resource)
+    scene = watched_by_guards_without(right.verb, right.resource)
     scene.world.advance(30.0)
     outcome = scene.airflow()._task("preflight")
     assert isinstance(outcome, Failed)
     assert "no guard runs in namespace" in outcome.reason
-    assert f"lacks rights in namespace {NAMESPACE}: {verb} {resource}; " in caplog.text
+    assert f"lacks rights in namespace {NAMESPACE}: {right}; " in caplog.text
     scene.assert_nothing_left()
 
 
@@ -252,9 +281,3 @@ def test_a_guard_that_lacks_one_right_still_helps_as_far_as_it_may():
     assert all(guard.lacking == ("patch deployments/scale",) for guard in scene.guards)
     scene.assert_users_on_gpu()
     scene.assert_nobody_noticed()
-
-
-def test_the_guard_asks_for_everything_that_its_manifest_grants():
-    granted = {(rule["verbs"][0], rule["resources"][0]) for rule in granted_singly(rules_of(GUARD))}
-    # Its own heartbeat fails by itself without these.
-    assert granted - {(verb, "leases") for verb in ("get", "create", "update")} == set(GUARD_ASKED)

@@ -17,7 +17,6 @@ from tpu_migration.clients.kubernetes import (
     HTTP_ROUTES,
     LEASES,
     NODES,
-    PODS,
     SECRETS,
     SERVICES,
     WATCH_CALL_TIMEOUT_S,
@@ -234,7 +233,7 @@ def test_a_fence_stops_every_kind_of_write_and_no_read(cluster):
             write()
     assert cluster.calls == []
     assert kube.get(CONFIG_MAPS, "one", NAMESPACE)["metadata"]["name"] == "one"
-    assert kube.may("get", SECRETS, NAMESPACE) is True
+    assert kube.may("get", "", "secrets", NAMESPACE) is True
 
 
 def test_a_kind_that_the_product_never_writes_is_refused(cluster):
@@ -349,10 +348,13 @@ def test_a_log_with_bytes_that_are_no_text_is_still_read(cluster):
 
 
 def test_rights_are_asked_of_the_server(cluster):
-    assert cluster.kube.may("update", HTTP_ROUTES, NAMESPACE) is True
+    group = HTTP_ROUTES.api_version.partition("/")[0]
+    assert cluster.kube.may("update", group, "httproutes", NAMESPACE) is True
     cluster.user = "somebody"
-    assert cluster.kube.may("update", HTTP_ROUTES, NAMESPACE) is False
-    assert cluster.kube.may("create", PODS, NAMESPACE, "proxy") is False
+    assert cluster.kube.may("update", group, "httproutes", NAMESPACE) is False
+    assert cluster.kube.may("create", "", "pods/proxy", NAMESPACE) is False
+    assert cluster.kube.may("list", "", "nodes", None) is False
+    assert list(cluster.kube.rules(NAMESPACE)) == []
 
 
 # ------------------------------------------------------- over HTTP, through the official client

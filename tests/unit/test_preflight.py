@@ -7,14 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import yaml
 
 from tpu_migration.domain.maintenance import Exclusion, Window
 from tpu_migration.domain.plan import Plan
 from tpu_migration.domain.preflight import BLOCKER, NOTE, WARNING, Cluster, Observed, Report, examine
 from tpu_migration.report.preflight_page import WIDTH, render
-from tpu_migration.resources import INCLUDE
-from tpu_migration.stages.preflight import RIGHTS
 
 PLANTED = "hf_plantedPLANTEDplanted"
 # A Wednesday, 12:00 UTC.
@@ -275,21 +272,6 @@ def test_the_page_puts_blockers_first_and_fits_a_terminal():
     assert lines[1].startswith("  blocker")
     assert page.index("warning ") < page.index("passed ") < page.index("not checked")
     assert max(map(len, lines)) <= WIDTH
-
-
-def test_every_right_that_preflight_asks_for_is_granted_by_the_manifest():
-    documents = yaml.safe_load_all((INCLUDE / "manifests" / "rbac.yaml").read_text())
-    role = next(each for each in documents if each and each["kind"] == "Role")
-    granted = {
-        (verb, group, resource)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    for verb, resource, sub in RIGHTS:
-        group = resource.api_version.rpartition("/")[0]
-        assert (verb, group, f"{resource.plural}{'/' + sub if sub else ''}") in granted
 
 
 # --------------------------------------------------------------------- the cluster's zones and exclusions

@@ -8,7 +8,7 @@ needs its content type given, and a Lease without microseconds is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -105,6 +105,9 @@ BACKEND_POLICIES = Resource("networking.gke.io/v1", "GCPBackendPolicy", "gcpback
 POD_MONITORINGS = Resource("monitoring.googleapis.com/v1", "PodMonitoring", "podmonitorings")
 ACCESS_REVIEWS = Resource(
     "authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", namespaced=False
+)
+RULES_REVIEWS = Resource(
+    "authorization.k8s.io/v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", namespaced=False
 )
 
 _BY_KIND = {
@@ -252,19 +255,29 @@ class Kubernetes:
             raise _error(response, f"read the log of pod {pod}")
         return response.body.decode("utf-8", errors="replace")
 
-    def may(self, verb: str, resource: Resource, namespace: str, subresource: str = "") -> bool:
-        """Tell whether this client has a right, by asking the server (SelfSubjectAccessReview)."""
-        group = resource.api_version.rpartition("/")[0]
-        attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": resource.plural}
-        if subresource:
-            attributes["subresource"] = subresource
-        review = {
-            "apiVersion": ACCESS_REVIEWS.api_version,
-            "kind": ACCESS_REVIEWS.kind,
-            "spec": {"resourceAttributes": attributes},
-        }
-        answer = self._checked(self._call("POST", ACCESS_REVIEWS.path(None), body=review), "ask for rights")
-        return bool(answer["status"].get("allowed"))
+    def may(self, verb: str, group: str, resource: str, namespace: str | None) -> bool:
+        """Tell whether this client has a right, by asking the server (SelfSubjectAccessReview).
+
+        `resource` is plural, with its subresource ("pods/proxy"); without a namespace the right is one on all of them.
+        """
+        plural, _, subresource = resource.partition("/")
+        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": plural, "subresource": subresource}
+        attributes = {key: value for key, value in asked.items() if value}
+        return bool(self._review(ACCESS_REVIEWS, {"resourceAttributes": attributes}).get("allowed"))
+
+    def rules(self, namespace: str) -> Sequence[Object]:
+        """Return the rules that hold for this client in a namespace, as far as the server can list them.
+
+        What is listed is granted; what is not may be all the same (SelfSubjectRulesReview).
+        """
+        rules: Sequence[Object] = self._review(RULES_REVIEWS, {"namespace": namespace}).get("resourceRules") or ()
+        return rules
+
+    def _review(self, resource: Resource, spec: Object) -> Object:
+        review = {"apiVersion": resource.api_version, "kind": resource.kind, "spec": spec}
+        answer = self._checked(self._call("POST", resource.path(None), body=review), "ask for rights")
+        status: Object = answer.get("status") or {}
+        return status
 
     def _write(
         self,

@@ -14,9 +14,7 @@ from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.base import Context, Done, Outcome
 from tpu_migration.stages.heartbeat import guard_heartbeat
 from tpu_migration.stages.left_behind import end_what_was_left_behind, send_home, take_lease
-from tpu_migration.stages.survey import RIGHTS, Seen, Survey
-
-__all__ = ["RIGHTS", "look_only", "step"]
+from tpu_migration.stages.survey import Seen, Survey
 
 _PAGE_BYTES = 8192  # of the task's result; the log has it whole
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from tpu_migration import rights
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.iam import NEEDED
 from tpu_migration.clients.kubernetes import Object
@@ -29,28 +30,8 @@ from tpu_migration.stages.observe_source import Around, never_checked, observe
 from tpu_migration.stages.parity import check_tasks
 from tpu_migration.stages.peak import LivePeak, live_peak
 
+MANIFEST = "rbac.yaml"  # grants what a run needs, and no more
 _PATIENCE_S = 30.0  # with a pod or an API server that does not answer at once
-RIGHTS = (
-    ("get", k8s.PODS, ""),
-    ("get", k8s.PODS, "log"),
-    ("get", k8s.PODS, "proxy"),
-    ("create", k8s.PODS, "proxy"),
-    ("patch", k8s.DEPLOYMENTS, ""),
-    ("delete", k8s.DEPLOYMENTS, ""),
-    ("patch", k8s.DEPLOYMENTS, "scale"),
-    ("patch", k8s.SERVICES, ""),
-    ("update", k8s.HTTP_ROUTES, ""),
-    ("create", k8s.JOBS, ""),
-    ("create", k8s.CONFIG_MAPS, ""),
-    ("update", k8s.CONFIG_MAPS, ""),
-    ("get", k8s.SECRETS, ""),
-    ("create", k8s.SECRETS, ""),
-    ("get", k8s.PVCS, ""),
-    ("list", k8s.VPAS, ""),
-    ("update", k8s.LEASES, ""),
-    ("patch", k8s.HPAS, ""),
-    ("patch", k8s.PDBS, ""),
-)
 T = TypeVar("T")
 
 
@@ -89,6 +70,7 @@ class Survey:
         """Return the page's content, and what to begin with: None where something blocks."""
         ctx, plan = self._ctx, self._ctx.plan
         self._check_permissions()
+        may = self.attempt("rights", "rights", lambda: _check_rights(ctx))
         for code, thing, check in _ALONE:
             self.attempt(code, thing, lambda check=check: check(ctx))  # type: ignore[misc]
         peak = self.attempt("peak", "live peak", lambda: live_peak(ctx))
@@ -97,6 +79,8 @@ class Survey:
         deployment = self.attempt("workload", f"Deployment {plan.workload}", lambda: _deployment(ctx))
         if deployment is None:
             return self._report("everything about the workload: it was not found as it must be"), None
+        if not may:
+            return self._report("everything about the workload: rights are missing"), None
         objects = source_objects(ctx.kube, plan.namespace, deployment)
         claims = claims_around(ctx.kube, plan.namespace, deployment)
         config = config_maps_of(ctx.kube, plan.namespace, deployment)
@@ -136,7 +120,9 @@ class Survey:
         for each in missing:
             state = f"the service account lacks {each} on project {self._ctx.plan.project_id}"
             self._findings.append(
-                Finding(BLOCKER, "iam", "IAM", state, "grant it, for example by roles/container.admin")
+                Finding(
+                    BLOCKER, "iam", "IAM", state, "put it into the account's role (include/manifests/iam-role.yaml)"
+                )
             )
 
     def _report(self, unseen: str) -> Report:
@@ -175,20 +161,14 @@ def _deployment(ctx: Context) -> Object:
     return found
 
 
-def _check_rights(ctx: Context) -> None:
-    asked = [
-        lambda v=verb, r=resource, s=sub: ctx.kube.may(v, r, ctx.plan.namespace, s) for verb, resource, sub in RIGHTS
-    ]
-    missing = [
-        f"{verb} {resource.plural}{'/' + sub if sub else ''}"
-        for (verb, resource, sub), allowed in zip(RIGHTS, ctx.together(asked), strict=True)
-        if not allowed
-    ]
-    if missing:
+def _check_rights(ctx: Context) -> bool:
+    needed = [each for each in rights.granted_by(MANIFEST) if each not in rights.OPTIONAL]
+    if missing := rights.lacking(ctx.kube, ctx.plan.namespace, needed, ctx.together):
         raise PermanentError(
-            f"the service account lacks rights in namespace {ctx.plan.namespace}: {', '.join(missing)}; "
-            "apply include/manifests/rbac.yaml"
+            f"the service account lacks rights in namespace {ctx.plan.namespace}: {', '.join(map(str, missing))}; "
+            f"apply include/manifests/{MANIFEST}"
         )
+    return True
 
 
 def _check_pods(ctx: Context, deployment: Object, source: Source) -> int | None:
@@ -227,6 +207,5 @@ _ALONE: tuple[tuple[str, str, Callable[[Context], None]], ...] = (
     ("replicas", "plan", _check_replicas),
     ("policy", "plan", _check_policy),
     ("tasks", "plan", check_tasks),
-    ("rights", "rights", _check_rights),
     ("target", "target", refuse_foreign_target),
 )
