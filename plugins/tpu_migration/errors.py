@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from tpu_migration.domain.masking import masked
+
 
 class MigrationError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its message, which may repeat a server's answer or a log, shows no secret: it goes into logs, records and notices.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(masked(str(message)))
 
 
 class PermanentError(MigrationError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tpu_migration.domain.accelerators import AcceleratorError, Accelerators, parse_accelerators
+from tpu_migration.domain.masking import masked
 from tpu_migration.domain.translation import Finding, InputError, Sizing, Translation, dump, translate_documents
 from tpu_migration.resources import INCLUDE
 
@@ -106,5 +107,5 @@ def _short(value: object) -> str:
     if value is None:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = " ".join(text.split())
+    text = masked(" ".join(text.split()))
     return text if len(text) <= 160 else f"{text[:157]}..."

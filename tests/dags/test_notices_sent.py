@@ -62,6 +62,59 @@ def test_a_service_that_refuses_is_a_line_in_the_log(monkeypatch, caplog):
     assert "did not reach everybody" in caplog.text
 
 
+def test_a_service_that_fails_is_told_without_its_address(caplog):
+    """A library's error repeats the address that it asked, and a webhook's path is its key."""
+
+    def deliver(notice: Notice) -> None:
+        raise ConnectionError("HTTPSConnectionPool(host='hooks.example', port=443): url: /services/T0/B0/s3cret")
+
+    sender = Sender(deliver)
+    sender.send(Notice("gemma: committed", "x"))
+    sender.flush(10.0)
+    assert "'gemma: committed' was not sent: ConnectionError" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["json://127.0.0.1:1/s3cretKEY", "no address: s3cretKEY", "json://s3cretKEY:x y@"])
+def test_a_service_that_is_away_or_set_up_wrongly_is_told_without_its_key(path, monkeypatch, caplog):
+    from airflow.providers.apprise.hooks.apprise import AppriseHook
+
+    made = Connection(conn_id=CONN_ID, conn_type="apprise", extra=json.dumps({"config": [{"path": path}]}))
+    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(lambda conn_id: made))
+    with caplog.at_level("INFO"):
+        sender = Sender(_Services().deliver)
+        sender.send(Notice("gemma: committed", "x"))
+        sender.flush(20.0)
+    assert "gemma: committed" in caplog.text
+    assert "s3cretKEY" not in caplog.text
+
+
+@pytest.mark.parametrize("hostile", ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>"])
+def test_the_words_of_a_reason_stay_words_in_a_mail_that_is_html(hostile, monkeypatch):
+    """A reason may quote a server or a log: its tags would be shown to whoever opens the mail."""
+    import apprise
+    from airflow.providers.apprise.hooks.apprise import AppriseHook
+
+    sent: list[str] = []
+
+    class Mail(apprise.NotifyBase):
+        notify_format = apprise.NotifyFormat.HTML
+
+        def url(self, *args, **kwargs):
+            return "mail://"
+
+        def send(self, body, *args, **kwargs):
+            sent.append(body)
+            return True
+
+    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(lambda conn_id: None))
+    monkeypatch.setattr(AppriseHook, "set_config_from_conn", lambda self, conn, apprise_obj: apprise_obj.add(Mail()))
+    _Services().deliver(Notice("gemma: gate failed", hostile))
+    assert len(sent) == 1
+    assert hostile not in sent[0]
+    assert "&lt;" in sent[0]
+
+
 def test_without_a_connection_they_are_off_and_it_is_not_asked_for_each_time(monkeypatch):
     from airflow.providers.apprise.hooks.apprise import AppriseHook
 

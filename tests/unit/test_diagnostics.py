@@ -1,27 +1,8 @@
-"""What is kept for a diagnosis tells enough, and no secret."""
+"""What is kept for a diagnosis tells enough, and nothing of the environment."""
 
 from __future__ import annotations
 
-import pytest
-
-from tpu_migration.stages.diagnostics import described, masked
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
-        ("curl -H 'x' bearer eyJhbGci.x.y ok", "curl -H 'x' bearer *** ok"),
-        ("HF_TOKEN=hf_abcdefgh12345 started", "HF_TOKEN=*** started"),
-        ("downloading with hf_abcdefgh12345", "downloading with ***"),
-        ("vllm serve m --api-key sk-1234 --port 8000", "vllm serve m --api-key *** --port 8000"),
-        ("{'api_key': 's3cret', 'port': 1}", "{'api_key': '***', 'port': 1}"),
-        ("token=abc&x=1", "token=***"),
-        ("Prepared token paddings: [16, 32]", "Prepared token paddings: [16, 32]"),
-    ],
-)
-def test_tokens_and_keys_are_masked(text, shown):
-    assert masked(text) == shown
+from tpu_migration.stages.diagnostics import described
 
 
 def test_a_pod_is_described_without_its_environment():

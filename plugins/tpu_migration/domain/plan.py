@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from tpu_migration.domain.capacity import KINDS, NOT_YET, CapacityError, Offer, not_yet, parse_offers
+from tpu_migration.domain.masking import masked
 
 TARGETS = ("tpu-v5e-8", "tpu-v5e-4", "tpu-v5e-1", "tpu-v6e-8", "tpu-v6e-4", "tpu-v6e-1")
 STOPS = ("none", "gate")
@@ -23,6 +24,12 @@ ON_FALLBACK = ("release", "keep")
 # RFC 1123 label, as Kubernetes and GKE check it; also what keeps a name harmless in a path.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com")
+# An address alone: a user, a password or a token in a query would be kept wherever parameters are.
+_ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./~-]*)?|https?://\[[0-9a-fA-F:]+\](:\d+)?(/[\w./~-]*)?")
+# https://github.com/distribution/reference: host and path, tag, digest.
+_IMAGE = re.compile(r"[\w][\w.-]*(:\d+)?(/[\w][\w.-]*)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?", re.ASCII)
+_CONNECTION = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
+_RESERVATION = re.compile(r"[a-z0-9][\w./-]{0,200}", re.ASCII)
 _MAX_WORKLOAD = 40  # leaves room for the suffixes of the names made from it, at most 63 in all
 
 
@@ -144,10 +151,21 @@ class Plan:
         if not self.workload[:1].isalpha():
             problems.append(f"workload={self.workload!r} must begin with a letter: the target's Service takes its name")
         problems += [*self._number_problems(), *self._capacity_problems()]
-        if self.prometheus_url not in ("", "gmp") and not re.fullmatch(r"https?://[^\s/?#]+\S*", self.prometheus_url):
+        if self.prometheus_url not in ("", "gmp") and not _ADDRESS.fullmatch(self.prometheus_url):
             problems.append(
-                f"prometheus_url={self.prometheus_url!r} must be gmp, or an address such as https://prometheus.example:9090"
+                f"prometheus_url={masked(self.prometheus_url)!r} must be gmp, or an address such as "
+                "https://prometheus.example:9090 without user, password and query: parameters are kept in plain text"
             )
+        problems += [
+            f"{name}={masked(value)!r} is no {what}"
+            for name, value, form, what in (
+                ("tpu_image", self.tpu_image, _IMAGE, "image, for example vllm/vllm-tpu:v0.32.0 or NAME@sha256:DIGEST"),
+                ("toolbox_image", self.toolbox_image, _IMAGE, "image, for example REGISTRY/toolbox@sha256:DIGEST"),
+                ("gcp_conn_id", self.gcp_conn_id, _CONNECTION, "id of an Airflow connection"),
+                ("reservation", self.reservation or "none", _RESERVATION, "name of a reservation"),
+            )
+            if not form.fullmatch(value)
+        ]
         if not re.fullmatch(r"[a-z0-9_-]+", self.policy):
             problems.append(f"policy={self.policy!r} must be the name of a file in include/policies")
         return problems

@@ -50,8 +50,9 @@ class Sender:
             notice = self._waiting.get()
             try:
                 self._deliver(notice)
-            except Exception:  # a library over a hundred services: nothing of it may end this thread
-                log.exception("the notice %r was not sent", notice.title)
+            except Exception as error:  # noqa: BLE001 (over a hundred services: nothing of them may end this thread)
+                # Its message may hold the service's address, and with it the key.
+                log.error("the notice %r was not sent: %s", notice.title, type(error).__name__)
             finally:
                 self._waiting.task_done()
 
@@ -94,5 +95,7 @@ class _Services:
         except AirflowNotFoundException:
             self._off_until = time.monotonic() + _ASK_AGAIN_S
             return
-        if not services.notify(body=notice.body, title=notice.title, notify_type=notice.kind):
+        # As text: each service escapes it as its own format needs, so that a reason's HTML or Markdown stays text.
+        text = apprise.NotifyFormat.TEXT
+        if not services.notify(body=notice.body, title=notice.title, notify_type=notice.kind, body_format=text):
             log.warning("the notice %r did not reach everybody", notice.title)

@@ -18,6 +18,7 @@ from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clients.prometheus import Prometheus
 from tpu_migration.clock import Clock
+from tpu_migration.domain.masking import masked
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
 from tpu_migration.errors import PermanentError, SupersededError
@@ -170,8 +171,8 @@ class Context:
         return self.records.update(self.run_id, self.epoch, change)
 
     def log(self, message: str, *values: object) -> None:
-        """Write a line to the task's log."""
-        log.info(message, *values)
+        """Write a line to the task's log, without the secrets in it."""
+        log.info("%s", masked(message % values if values else message))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ left out, and said so.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
+from tpu_migration.domain.masking import masked
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.names import MANAGED_BY, RUN_LABEL, WORKLOAD_LABEL, record_name, run_hash
 from tpu_migration.record import Record
@@ -23,11 +23,6 @@ from tpu_migration.stages.pool import POOL_LABEL
 
 _PODS = 4  # as many are told in full; a ConfigMap holds 1 MiB
 _LOG_LINES, _PART_BYTES = 400, 40_000
-# What a log or an event may carry and nobody but its owner may read.
-_SECRETS = re.compile(
-    r"(?i)((?:bearer|basic)\s+|(?:api[-_]?key|token|password|secret)[\"']?\s*[=:]\s*[\"']?|--api-key[ =])[^\s\"',]+"
-    r"|\bhf_[A-Za-z0-9]{8,}"
-)
 
 
 def diagnostics_name(record: Record) -> str:
@@ -105,11 +100,6 @@ def _part(read: Callable[[], str]) -> str:
     except (TransientError, PermanentError) as error:
         return f"could not be read: {error}"
     return masked(text)[-_PART_BYTES:]
-
-
-def masked(text: str) -> str:
-    """Return a text without the tokens, keys and passwords that it shows."""
-    return _SECRETS.sub(lambda found: f"{found.group(1) or ''}***", text)
 
 
 def described(obj: Object) -> str:

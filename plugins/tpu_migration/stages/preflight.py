@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tpu_migration.domain import routing
+from tpu_migration.domain.masking import masked
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
 from tpu_migration.domain.preflight import Cluster, Report
 from tpu_migration.errors import NotHolderError, PermanentError
@@ -33,7 +34,7 @@ def step(ctx: Context) -> Outcome:
     if (waiting := survey.attempt("guard", "guard", lambda: guard_heartbeat(ctx, early_look=True))) is not None:
         return waiting
     report, seen = survey.look_around(existing, cluster)
-    page = render(report, ctx.plan)
+    page = masked(render(report, ctx.plan))
     if ctx.memory.get("page") != page:  # a step that waits for a dead lease comes here again
         ctx.log("%s", page)
         ctx.memory["page"] = page

@@ -6,10 +6,12 @@ Here is what all stages have in common: the lease, what an error means, and what
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
 from tpu_migration.backoff import Backoff
+from tpu_migration.domain.masking import masked
 from tpu_migration.domain.phases import ENDED, Phase
 from tpu_migration.domain.routing import RouteError
 from tpu_migration.errors import NotHolderError, PermanentError, SupersededError, TransientError
@@ -70,7 +72,7 @@ class StageRun:
         try:
             if not self._begun and (waiting := self._begin()) is not None:
                 return waiting
-            outcome = self._paced(self.stage.step(self.context))
+            outcome = self._paced(_shown(self.stage.step(self.context)))
             self._backoff.succeeded()
             self._note(outcome)
         except (SupersededError, NotHolderError) as error:
@@ -80,9 +82,9 @@ class StageRun:
         except (PermanentError, RouteError) as error:
             outcome = Failed(str(error))
             self._note_failure(outcome)
-        except Exception as error:
-            log.exception("stage %s", self.stage.name)
-            outcome = Failed(f"unexpected {type(error).__name__} in stage {self.stage.name}: {error}")
+        except Exception as error:  # noqa: BLE001 (told in full, but for the secrets in it)
+            log.error("stage %s\n%s", self.stage.name, masked(traceback.format_exc()))
+            outcome = Failed(masked(f"unexpected {type(error).__name__} in stage {self.stage.name}: {error}"))
             self._note_failure(outcome)
         return outcome
 
@@ -205,3 +207,10 @@ class StageRun:
             self._note_beside(change)
         except (TransientError, PermanentError) as error:
             log.warning("could not write the failure of %s to the record: %s", self.stage.name, error)
+
+
+def _shown(outcome: Outcome) -> Outcome:
+    """Return an outcome whose text shows no secret: it may quote a log, and goes into record, log and notices."""
+    if isinstance(outcome, Failed):
+        return replace(outcome, reason=masked(outcome.reason))
+    return replace(outcome, why=masked(outcome.why)) if isinstance(outcome, Waiting) else outcome
