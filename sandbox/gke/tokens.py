@@ -183,7 +183,7 @@ async def serve_tokens(issuer: TokenIssuer, host: str, port: int = 0) -> web.App
         return web.json_response(body, headers={"Cache-Control": "no-store"})
 
     async def permissions(request: web.Request) -> web.Response:
-        # Resource Manager's testIamPermissions: the one service account here owns its project.
+        # testIamPermissions of Resource Manager and of IAM: the one service account here owns its project.
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if issuer.authenticate(bearer) is None:
             return web.json_response({"error": {"code": 401, "status": "UNAUTHENTICATED"}}, status=401)
@@ -193,6 +193,7 @@ async def serve_tokens(issuer: TokenIssuer, host: str, port: int = 0) -> web.App
     app = web.Application()
     app.router.add_post("/token", token)
     app.router.add_post("/v1/projects/{project}:testIamPermissions", permissions)
+    app.router.add_post("/v1/projects/-/serviceAccounts/{account}:testIamPermissions", permissions)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()

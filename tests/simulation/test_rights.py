@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from sandbox.workload import GUARD, NAMESPACE, ORCHESTRATOR, RBAC
 from sandbox.world import CLUSTER, LOCATION, PROJECT
 from tests.simulation.harness import Calls, Killed, Scene
 from tpu_migration.clients.gke import NodePools
-from tpu_migration.clients.iam import NEEDED
+from tpu_migration.clients.iam import ACT_AS, NEEDED, READ_METRICS
 from tpu_migration.clients.kubernetes import Response
 from tpu_migration.drive import drive
 from tpu_migration.errors import MigrationError
@@ -25,7 +27,7 @@ from tpu_migration.rights import OPTIONAL, granted_by
 from tpu_migration.stages import STAGES
 from tpu_migration.stages.base import Context, Done, Failed
 from tpu_migration.stages.run import StageRun
-from tpu_migration.stages.survey import MANIFEST
+from tpu_migration.stages.survey import MANIFEST, Survey
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rights.md"
 ROLE, CLUSTER_ROLE = "tpu-migration", "tpu-migration-nodes"
@@ -36,13 +38,13 @@ GUARD_RIGHTS = granted_by(GUARD_MANIFEST)
 
 
 class Withheld:
-    """Google's answer about an account that lacks one permission."""
+    """Google's answers about an account that lacks one permission."""
 
     def __init__(self, permission: str) -> None:
         self.permission = permission
 
-    def missing(self) -> list[str]:
-        return [self.permission]
+    def missing(self, wanted: Sequence[str], account: str = "") -> list[str]:
+        return [each for each in wanted if each == self.permission]
 
 
 def granted_singly(rules: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
@@ -191,17 +193,37 @@ def test_all_rights_together_are_enough():
     assert isinstance(scene.airflow()._task("preflight"), Done)
 
 
-@pytest.mark.parametrize("permission", NEEDED)
-def test_preflight_names_the_permission_that_google_withholds(permission):
-    scene = Scene()
+NODES = "tpu-nodes@sandbox-project.iam.gserviceaccount.com"
+ON_GOOGLE = [
+    *[(each, f"project {PROJECT}", {}) for each in NEEDED],
+    (READ_METRICS, f"project {PROJECT}", {"peak_rps": 0, "prometheus_url": "gmp"}),
+    (ACT_AS, NODES, {"node_service_account": NODES}),
+]
+
+
+@pytest.mark.parametrize(("permission", "where", "plan"), ON_GOOGLE, ids=[each[0] for each in ON_GOOGLE])
+def test_preflight_names_the_permission_that_google_withholds(permission, where, plan):
+    scene = Scene(**plan)
     pools = NodePools(scene.world.cluster_manager(lambda *_: None, lambda *_: None), PROJECT, LOCATION, CLUSTER)
     kube = scene.client(ORCHESTRATOR)
     context = Context.create(scene.plan, Holder("run-1", "preflight", 1), kube, pools, scene.world.clock)
     context.permissions = Withheld(permission)
     outcome = drive(StageRun(STAGES["preflight"], context), sleep=scene.world.advance, keeping=lambda _: nullcontext())
     assert isinstance(outcome, Failed)
-    assert f"lacks {permission} on project" in outcome.reason
+    assert f"lacks {permission} on {where}" in outcome.reason
     scene.assert_nothing_left()
+
+
+def test_a_permission_that_no_run_of_this_plan_needs_is_not_asked_for():
+    wanted: list[str] = []
+    for plan in ({}, {"node_service_account": NODES, "tpu_pool": "theirs"}):
+        scene = Scene(**plan)
+        pools = NodePools(None, PROJECT, LOCATION, CLUSTER)
+        kube, holder = scene.client(ORCHESTRATOR), Holder("run-1", "preflight", 1)
+        context = Context.create(scene.plan, holder, kube, pools, scene.world.clock)
+        context.permissions = SimpleNamespace(missing=lambda asked, account="": wanted.extend(asked) or [])
+        Survey(context)._check_permissions()
+    assert set(wanted) == set(NEEDED)
 
 
 def test_the_role_for_google_grants_what_preflight_asks_for_and_no_more():

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from tpu_migration.clients.iam import NEEDED, Permissions
+from tpu_migration.clients.iam import ACT_AS, NEEDED, Permissions
 from tpu_migration.clients.prometheus import Prometheus, prometheus_of
 from tpu_migration.errors import PermanentError, TransientError
 
@@ -148,6 +148,14 @@ def test_each_missing_permission_is_named():
     path, headers, sent = server.asked[0]
     assert (path, headers["Authorization"]) == ("/v1/projects/p:testIamPermissions", "Bearer t")
     assert json.loads(sent) == {"permissions": list(NEEDED)}
+
+
+def test_whether_nodes_may_run_as_an_account_is_asked_of_the_account():
+    """A project's own answer knows nothing of what is granted on the account alone."""
+    account = "tpu-nodes@p.iam.gserviceaccount.com"
+    with Answering(body={}) as server:
+        assert Permissions("p", lambda: "t", server.url).missing([ACT_AS], account) == [ACT_AS]
+    assert server.asked[0][0] == f"/v1/projects/-/serviceAccounts/{account}:testIamPermissions"
 
 
 def test_an_empty_answer_means_that_all_are_missing():

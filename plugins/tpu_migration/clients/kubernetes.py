@@ -386,15 +386,24 @@ def client_transport(api_client: Any) -> Transport:
                 _request_timeout=timeout_s,
             )
             return Response(answer.status, answer.data)
+        except AttributeError as error:
+            # An error of TLS has no body, over which the client trips: what it was about to raise is the cause.
+            if not isinstance(error.__context__, ApiException):
+                raise
+            raise _untrusted(method, path, error.__context__) from error
         except ApiException as error:
             if not error.status:
-                raise PermanentError(f"{method} {path}: {error.reason}: check the cluster's certificate") from error
+                raise _untrusted(method, path, error) from error
             text = error.body if isinstance(error.body, str) else str(error.reason)
             return Response(int(error.status), text.encode(), _seconds(error.headers))
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
 
     return send
+
+
+def _untrusted(method: str, path: str, error: Any) -> PermanentError:
+    return PermanentError(f"{method} {path}: {' '.join(str(error.reason).split())}: check the cluster's certificate")
 
 
 def _seconds(headers: Any) -> float | None:

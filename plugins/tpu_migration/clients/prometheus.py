@@ -34,14 +34,15 @@ def prometheus_of(url: str, project_id: str, token: Callable[[], str]) -> Promet
 
 
 class Prometheus:
-    """Read one server. `token` gives a bearer token; it is sent to Google's hosts only."""
+    """Read one server. `token` gives a bearer token; it is sent to Google's hosts only, over TLS."""
 
     def __init__(self, url: str, token: Callable[[], str] | None = None, session: Any = None) -> None:
         import requests
 
         self._url = url.rstrip("/")
-        host = urlsplit(self._url).hostname or ""
-        self._token = token if host == "googleapis.com" or host.endswith(".googleapis.com") else None
+        parts = urlsplit(self._url)
+        googles = f".{parts.hostname or ''}".endswith(".googleapis.com")
+        self._token = token if googles and parts.scheme == "https" else None
         self._session = session or requests.Session()
 
     @property

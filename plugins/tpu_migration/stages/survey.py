@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tpu_migration import rights
 from tpu_migration.clients import kubernetes as k8s
-from tpu_migration.clients.iam import NEEDED
+from tpu_migration.clients.iam import ACT_AS, NEEDED, READ_METRICS
 from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain.preflight import BLOCKER, NOTE, SEVERITIES, Cluster, Finding, Report, examine
@@ -109,21 +109,24 @@ class Survey:
 
     def _check_permissions(self) -> None:
         """Find what the service account may not do on GKE; Google may not say, which is no reason to stop."""
-        if self._ctx.permissions is None:
-            self.leave_out(f"IAM permissions on GKE ({', '.join(NEEDED)})")
+        plan, permissions = self._ctx.plan, self._ctx.permissions
+        needed = [*NEEDED, READ_METRICS] if plan.prometheus_url == "gmp" else [*NEEDED]
+        if permissions is None:
+            self.leave_out(f"IAM permissions on GKE ({', '.join(needed)})")
             return
-        try:
-            missing = self._ctx.permissions.missing()
-        except MigrationError as error:
-            self.leave_out(f"IAM permissions on GKE ({', '.join(NEEDED)}): {error}")
-            return
-        for each in missing:
-            state = f"the service account lacks {each} on project {self._ctx.plan.project_id}"
-            self._findings.append(
-                Finding(
-                    BLOCKER, "iam", "IAM", state, "put it into the account's role (include/manifests/iam-role.yaml)"
-                )
-            )
+        role = "put it into the account's role (include/manifests/iam-role.yaml)"
+        asked = [(f"project {plan.project_id}", needed, "", role)]
+        if (account := plan.node_service_account) and not plan.tpu_pool:
+            asked.append((account, [ACT_AS], account, "grant it roles/iam.serviceAccountUser there"))
+        for where, wanted, account, remedy in asked:
+            try:
+                missing = permissions.missing(wanted, account)
+            except MigrationError as error:
+                self.leave_out(f"IAM permissions ({', '.join(wanted)}) on {where}: {error}")
+                continue
+            for each in missing:
+                state = f"the service account lacks {each} on {where}"
+                self._findings.append(Finding(BLOCKER, "iam", "IAM", state, remedy))
 
     def _report(self, unseen: str) -> Report:
         self._findings.sort(key=lambda each: SEVERITIES.index(each.severity))
