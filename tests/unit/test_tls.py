@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import CONFIG_MAPS, Kubernetes, client_transport
 from tpu_migration.clients.matrices import Matrices
 from tpu_migration.clients.prometheus import Prometheus
-from tpu_migration.errors import MigrationError, PermanentError
+from tpu_migration.errors import MigrationError, PermanentError, TransientError
 
 ROOT = Path(__file__).parents[2]
 # What turns verification off, in the libraries that talk to servers here.
@@ -85,9 +86,32 @@ def cluster_at(host: str, ca: CertificateAuthority) -> Kubernetes:
 
 def test_a_kubernetes_api_with_a_certificate_of_another_ca_is_refused(stranger, tmp_path):
     kube = cluster_at(stranger.host, CertificateAuthority(tmp_path / "ours"))
-    with pytest.raises(MigrationError, match=r"(?i)certificate"):
+    with pytest.raises(PermanentError, match=r"(?i)certificate"):
         kube.get(CONFIG_MAPS, "one", "inference")
     assert stranger.heard == []
+
+
+def test_an_api_that_goes_away_in_mid_handshake_may_come_back(tmp_path):
+    """A control plane that restarts does so: a migration that ended by it would have ended for nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                connection.recv(1)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(65536)
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        port = listening.getsockname()[1]
+        kube = cluster_at(f"127.0.0.1:{port}", CertificateAuthority(tmp_path / "ours"))
+        with pytest.raises(TransientError):
+            kube.get(CONFIG_MAPS, "one", "inference")
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def test_the_same_api_is_believed_with_the_ca_that_gke_tells(stranger, tmp_path):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tpu_migration.errors import ConflictError, NotServedError, PermanentError, TransientError
+from tpu_migration.errors import ConflictError, MigrationError, NotServedError, PermanentError, TransientError
 
 FIELD_MANAGER = "tpu-migration"
 CALL_TIMEOUT_S = 10.0
@@ -390,10 +390,10 @@ def client_transport(api_client: Any) -> Transport:
             # An error of TLS has no body, over which the client trips: what it was about to raise is the cause.
             if not isinstance(error.__context__, ApiException):
                 raise
-            raise _untrusted(method, path, error.__context__) from error
+            raise _tls_error(method, path, error.__context__) from error
         except ApiException as error:
             if not error.status:
-                raise _untrusted(method, path, error) from error
+                raise _tls_error(method, path, error) from error
             text = error.body if isinstance(error.body, str) else str(error.reason)
             return Response(int(error.status), text.encode(), _seconds(error.headers))
         except urllib3.exceptions.HTTPError as error:
@@ -402,8 +402,12 @@ def client_transport(api_client: Any) -> Transport:
     return send
 
 
-def _untrusted(method: str, path: str, error: Any) -> PermanentError:
-    return PermanentError(f"{method} {path}: {' '.join(str(error.reason).split())}: check the cluster's certificate")
+def _tls_error(method: str, path: str, error: Any) -> MigrationError:
+    """Tell a certificate that is not trusted from a connection that was cut while it was being shown."""
+    reason = " ".join(str(error.reason).split())
+    if "certificate" in reason.lower():
+        return PermanentError(f"{method} {path}: {reason}: check the cluster's certificate")
+    return TransientError(f"no answer to {method} {path}: {reason}")
 
 
 def _seconds(headers: Any) -> float | None:
