@@ -75,7 +75,9 @@ def test_a_service_that_fails_is_told_without_its_address(caplog):
     assert "s3cret" not in caplog.text
 
 
-@pytest.mark.parametrize("path", ["json://127.0.0.1:1/s3cretKEY", "no address: s3cretKEY", "json://s3cretKEY:x y@"])
+@pytest.mark.parametrize(
+    "path", ["json://127.0.0.1:1/s3cretKEY", "no address: s3cretKEY", "slak://T0/s3cretKEY", "json://:@s3cretKEY:x"]
+)
 def test_a_service_that_is_away_or_set_up_wrongly_is_told_without_its_key(path, monkeypatch, caplog):
     from airflow.providers.apprise.hooks.apprise import AppriseHook
 

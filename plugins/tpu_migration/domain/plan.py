@@ -28,8 +28,9 @@ _SERVICE_ACCOUNT = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com")
 _ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./~-]*)?|https?://\[[0-9a-fA-F:]+\](:\d+)?(/[\w./~-]*)?")
 # https://github.com/distribution/reference: host and path, tag, digest.
 _IMAGE = re.compile(r"[\w][\w.-]*(:\d+)?(/[\w][\w.-]*)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?", re.ASCII)
-_CONNECTION = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
-_RESERVATION = re.compile(r"[a-z0-9][\w./-]{0,200}", re.ASCII)
+_CONNECTION = re.compile(r"\w[\w.:-]{0,199}", re.ASCII)
+# One of this project, or one that another shares with it.
+_RESERVATION = re.compile(r"(projects/[a-z0-9-]+/reservations/)?[a-z0-9][-a-z0-9]{0,62}")
 _MAX_WORKLOAD = 40  # leaves room for the suffixes of the names made from it, at most 63 in all
 
 

@@ -72,11 +72,23 @@ def flush() -> None:
     _sender().flush()
 
 
+class _Addresses(logging.Filter):
+    """Keep addresses out of what Apprise logs: of one that it does not understand it masks nothing, key included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record through, but for what follows the word URL."""
+        told, found, _ = record.getMessage().partition("URL")
+        if found:
+            record.msg, record.args = f"{told}URL in the connection {CONN_ID}", None
+        return True
+
+
 class _Services:
     """The services of the connection, which is read anew for each notice: a triggerer lives long."""
 
     def __init__(self) -> None:
         self._off_until = -math.inf
+        logging.getLogger("apprise").addFilter(_Addresses("apprise"))
 
     def deliver(self, notice: Notice) -> None:
         """Notify all of them. Apprise answers False where one did not take it, and logs why."""
