@@ -50,6 +50,27 @@ def test_no_text_of_a_plan_may_be_anything_but_what_it_names(name):
             assert str(refused.value).isprintable(), "one line, without a control character"
 
 
+@pytest.mark.parametrize(
+    "url", ["https://me:s3cretKEY@prometheus.example", "https://prometheus.example/?token=s3cretKEY"]
+)
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url):
+    """Parameters are kept in plain text: by Airflow, in the record, in a report."""
+    with pytest.raises(PlanError) as refused:
+        Plan.from_params({"prometheus_url": url})
+    assert "without user, password and query" in str(refused.value)
+    assert "s3cretKEY" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["tpu_image", "toolbox_image"])
+def test_an_image_is_kept_by_its_digest(name):
+    image = "europe-docker.pkg.dev/p/r/vllm@sha256:" + "0a" * 32
+    for each in (image, image.replace("@", ":v0.32.0@")):
+        assert getattr(Plan.from_params({name: each}), name) == each
+    for wrong in (image[:-1], image.replace("sha256", "md5")):
+        with pytest.raises(PlanError, match=name):
+            Plan.from_params({name: wrong})
+
+
 @pytest.mark.parametrize("name", LISTS)
 def test_no_entry_of_a_list_may_be_anything_but_what_it_names(name):
     for hostile in HOSTILE:
