@@ -140,7 +140,7 @@ def test_a_person_sees_the_page_beforehand_and_nothing_is_written(capsys):
     assert terminal.preflight() == 0
     assert capsys.readouterr().out.startswith(f"READY: {WORKLOAD}")
     writes = [each for each in terminal.calls.trace if not each.startswith(("GET", "GKE get"))]
-    assert {each.rpartition("/")[2] for each in writes} == {"selfsubjectaccessreviews"}
+    assert {each.rpartition("/")[2] for each in writes} == {"selfsubjectaccessreviews", "selfsubjectrulesreviews"}
     assert_nothing_was_made(terminal.scene)
 
 
