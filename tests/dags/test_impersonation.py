@@ -85,7 +85,7 @@ def test_a_chain_of_accounts_is_walked_to_its_last(asked, monkeypatch):
     ((path, authorization, body),) = asked.asked
     assert path == f"/v1/projects/-/serviceAccounts/{LAST}:generateAccessToken"
     assert authorization == f"Bearer {OF_THE_MACHINE}"
-    assert body["delegates"] == [f"projects/-/serviceAccounts/{FIRST}"]
+    assert body["delegates"] == [FIRST]
 
 
 def test_every_client_of_a_run_acts_as_the_last_of_the_chain(asked, monkeypatch):

@@ -167,7 +167,7 @@ class Plan:
             )
             if not form.fullmatch(value)
         ]
-        if not re.fullmatch(r"[a-z0-9_-]+", self.policy):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.policy):
             problems.append(f"policy={self.policy!r} must be the name of a file in include/policies")
         return problems
 
