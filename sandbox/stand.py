@@ -16,7 +16,8 @@ from sandbox.airflow_api import RemoteAirflow
 from sandbox.airflow_settings import google_environment
 from sandbox.supervisor import REST, USERS, Child, Supervisor
 from sandbox.workload import ROOT, SERVED_MODEL, WORKLOAD, hostname_of
-from tpu_migration.clients.kubernetes import Kubernetes, client_transport
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import client_transport
 from tpu_migration.record import Record
 from tpu_migration.records import Records
 

@@ -237,7 +237,7 @@ class World:
         self, before: Callable[[str, str], None], after: Callable[[str, str], None], user: str | None = None
     ) -> Any:
         """Return the transport of the product's Kubernetes client; the hooks see each call."""
-        from tpu_migration.clients.kubernetes import Response as Answer
+        from tpu_migration.clients.transport import Response as Answer
         from tpu_migration.errors import TransientError
 
         def send(

@@ -35,6 +35,7 @@ async def _measure() -> float:
             # Few users: what is measured is the pipeline, not two cores that also are a fleet.
             await stand.start_users(rate=1.0)
             whole_s = await _seconds(airflow, DAG_ID, "whole", stand.conf(peak_rps=2))
+            tasks = _ends(airflow, "whole")
             chains += [await _seconds(airflow, "bare_chain", f"after-{number}", {}) for number in range(CHAINS)]
             record = await stand.record()
     if record is None or record.phase != "migrated":
@@ -43,7 +44,19 @@ async def _measure() -> float:
     bare_s = statistics.median(chains)
     took = ", ".join(f"{each:.1f}" for each in sorted(chains))
     print(f"  a migration of {whole_s:.1f} s waited for {waited_s:.1f} s; bare chains took {took} s")
+    waits = {stage.stage: stage.waited for stage in record.stages}
+    ends = list(tasks.values())
+    for (stage, ended), before in zip(list(tasks.items())[1:], ends, strict=False):
+        took_s, wait_s = (ended - before).total_seconds(), waits.get(stage, 0.0)
+        print(f"  {stage}: {took_s:.1f} s since the task before, {wait_s:.1f} of them waits, {took_s - wait_s:.1f} not")
     return (whole_s - waited_s) / bare_s
+
+
+def _ends(airflow: Airflow, run_id: str) -> dict[str, datetime]:
+    """Return when each task of the chain ended, in that order."""
+    query = "SELECT task_id, end_date FROM task_instance WHERE dag_id = ? AND run_id = ? ORDER BY end_date"
+    found = airflow.rows(query, (DAG_ID, run_id))
+    return {task: datetime.fromisoformat(str(end)) for task, end in found if not task.startswith("approve_")}
 
 
 async def _seconds(airflow: Airflow, dag_id: str, run_id: str, conf: dict[str, object]) -> float:

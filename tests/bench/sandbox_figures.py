@@ -43,7 +43,7 @@ def idle_memory() -> Figure:
                 [KUBECTL, "--kubeconfig", state["kubeconfig"], *rollout], check=True, stdout=subprocess.DEVNULL
             )
         time.sleep(SETTLE_S)
-        kib = sum(_pss_kib(pid) for pid in _processes(state))
+        kib = sum(pss_kib(pid) for pid in _processes(state))
     return Figure("sandbox_idle_memory", round(kib / 1024, 1), "MiB", MEMORY_LIMIT_MIB)
 
 
@@ -76,7 +76,7 @@ def _processes(state: dict[str, Any]) -> set[int]:
     return {state["pid"], *map(int, children), *watchdog.members(state["id"])}
 
 
-def _pss_kib(pid: int) -> int:
+def pss_kib(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1])
@@ -89,5 +89,5 @@ if __name__ == "__main__":
         time.sleep(SETTLE_S)
         for pid in sorted(_processes(up)):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
-            print(f"{_pss_kib(pid) / 1024:7.1f} MiB  {command}")
+            print(f"{pss_kib(pid) / 1024:7.1f} MiB  {command}")
         print(json.dumps({"processors": os.cpu_count()}))

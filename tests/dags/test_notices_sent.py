@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from airflow.sdk import Connection
+from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from tpu_migration.hooks import notices
@@ -40,11 +40,9 @@ def webhook():
 
 
 def connect(monkeypatch, port):
-    from airflow.providers.apprise.hooks.apprise import AppriseHook
-
     config = {"config": [{"path": f"json://127.0.0.1:{port}", "tag": "all"}]}
     made = Connection(conn_id=CONN_ID, conn_type="apprise", extra=json.dumps(config))
-    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(lambda conn_id: made))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(lambda conn_id: made))
 
 
 def test_a_notice_reaches_a_service_with_its_title_and_kind(monkeypatch, webhook):
@@ -118,15 +116,13 @@ def test_the_words_of_a_reason_stay_words_in_a_mail_that_is_html(hostile, monkey
 
 
 def test_without_a_connection_they_are_off_and_it_is_not_asked_for_each_time(monkeypatch):
-    from airflow.providers.apprise.hooks.apprise import AppriseHook
-
     asked = []
 
     def missing(conn_id):
         asked.append(conn_id)
         raise AirflowNotFoundException("none")
 
-    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(missing))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(missing))
     services = _Services()
     for _ in range(3):
         services.deliver(Notice("a", "b"))

@@ -20,7 +20,8 @@ from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, T
 from sandbox.api import Api, LocalClient, Request
 from sandbox.clock import VirtualClock
 from tpu_migration.clients.gke import NodePools
-from tpu_migration.clients.kubernetes import Kubernetes, Response
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import Response
 from tpu_migration.clock import SystemClock
 from tpu_migration.domain.capacity import KINDS
 from tpu_migration.domain.plan import APPROVALS, ON_FALLBACK, RELEASES, STOPS, TARGETS, Plan, PlanError
@@ -372,12 +373,16 @@ def test_the_restore_of_a_run_that_made_nothing_is_red_and_touches_nothing(scrip
 def test_the_trigger_comes_back_from_the_database_as_it_was():
     from airflow.models.trigger import Trigger
 
-    first = StageTrigger(**TRIGGER, deadline=1_795_305_600.5)
+    first = StageTrigger(**TRIGGER, deadline=1_795_305_600.5, due=1_795_300_000.25)
     row = Trigger.from_object(first)
     again = StageTrigger(**row.kwargs)
     assert row.classpath == "tpu_migration.triggers.stage.StageTrigger"
     assert again.serialize() == first.serialize()
-    assert json.loads(json.dumps(again.serialize()[1])) == {**TRIGGER, "deadline": 1_795_305_600.5}
+    assert json.loads(json.dumps(again.serialize()[1])) == {
+        **TRIGGER,
+        "deadline": 1_795_305_600.5,
+        "due": 1_795_300_000.25,
+    }
 
 
 def test_the_trigger_undoes_nothing_when_a_triggerer_restarts():
@@ -396,6 +401,19 @@ async def test_the_trigger_steps_until_the_stage_is_done(scripted):
     made = scripted(Waiting(0, "a"), Waiting(0.01, "b"), Done({"pool": "tpu"}))
     assert await fired() == {"done": True, "result": {"pool": "tpu"}}
     assert made.asked == [("gate", "r", 2)]
+
+
+async def test_the_trigger_waits_for_as_long_as_the_worker_had_written_down(scripted, monkeypatch):
+    scripted(Done({}))
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr(triggers.asyncio, "sleep", sleep)
+    trigger = StageTrigger(**{**TRIGGER, "params": {}}, deadline=time.time() + 600, due=time.time() + 100)
+    assert [each.payload["done"] async for each in trigger.run()] == [True]
+    assert slept[0] == pytest.approx(100, abs=10), "the record says already that this was waited for"
 
 
 async def test_the_trigger_ends_with_the_reason_of_a_failure(scripted):

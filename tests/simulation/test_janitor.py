@@ -14,7 +14,8 @@ from sandbox.world import CLUSTER, LOCATION, PROJECT
 from tests.simulation.harness import Calls, Killed, Phase, Scene
 from tpu_migration import janitor_cli
 from tpu_migration.clients.gke import NodePools
-from tpu_migration.clients.kubernetes import Kubernetes, Response
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import Response
 from tpu_migration.errors import TransientError
 from tpu_migration.janitor import GOES, GONE, STAYS, UNKNOWN, Janitor
 from tpu_migration.names import (

@@ -12,8 +12,9 @@ from sandbox.workload import NAMESPACE, WORKLOAD
 from sandbox.world import CLUSTER, LOCATION, PROJECT
 from tests.simulation.harness import Calls, Scene
 from tpu_migration import preflight_cli
-from tpu_migration.clients.kubernetes import Kubernetes, Response
+from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clients.prometheus import Peak
+from tpu_migration.clients.transport import Response
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.names import record_name
 from tpu_migration.stages.base import Done, Failed

@@ -9,7 +9,8 @@ from typing import Any
 
 from sandbox.api import Api, LocalClient, Request
 from sandbox.clock import VirtualClock
-from tpu_migration.clients.kubernetes import Kubernetes, Response
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import Response
 from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.plan import Plan
 from tpu_migration.domain.routing import epoch_annotation, epoch_of

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from cluster import record
 
 from tpu_migration.domain.plan import Plan
 from tpu_migration.drive import Turns, drive
@@ -100,6 +101,33 @@ def test_a_worker_that_is_stopped_while_it_connects_keeps_no_lease():
         pass
     assert turns.take() == Failed("this worker was told to stop", "superseded")
     assert not hasattr(run.context.lease, "kept")
+
+
+def test_a_worker_that_hands_a_stage_over_leaves_its_waits_in_the_record_and_only_once(monkeypatch):
+    told = []
+    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), None)
+    context.epoch = 1
+    monkeypatch.setattr(context.records, "update", lambda run, epoch, change: told.append(change(record())))
+    run = StageRun(Stage("gate", lambda ctx: Waiting(2.5, "a Job"), lambda plan: 100.0, takes_lease=False), context)
+    run.step()
+    run.step()
+    run.hand_over()
+    assert told[-1].stages[-1].waited == 5.0, "the last wait too: whoever comes next keeps to it"
+    told.clear()
+    run.hand_over()
+    assert told == []
+
+
+def test_a_record_that_cannot_be_written_does_not_keep_a_stage_from_being_handed_over(monkeypatch):
+    def fails(*_):
+        raise TransientError("503")
+
+    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), None)
+    run = StageRun(Stage("gate", lambda ctx: Waiting(2.5, "a Job"), lambda plan: 100.0, takes_lease=False), context)
+    run.step()
+    context.epoch = 1
+    monkeypatch.setattr(context.records, "update", fails)
+    run.hand_over()
 
 
 # ---------------------------------------------------------------------------------- back-off

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import http.server
+import json
+import ssl
 import threading
+from types import SimpleNamespace
 
 import pytest
 from cluster import GPU, NAMESPACE, Cluster, once
 
 from sandbox.api import Request
+from sandbox.pki import CertificateAuthority
 from tpu_migration.clients.kubernetes import (
     CALL_TIMEOUT_S,
     CONFIG_MAPS,
@@ -22,11 +26,10 @@ from tpu_migration.clients.kubernetes import (
     WATCH_CALL_TIMEOUT_S,
     Kubernetes,
     Resource,
-    Response,
-    client_transport,
     from_environment,
     resource_of,
 )
+from tpu_migration.clients.transport import Response, client_transport, token_transport
 from tpu_migration.errors import ConflictError, MigrationError, NotHolderError, PermanentError, TransientError
 
 
@@ -420,18 +423,68 @@ def test_the_official_client_s_transport_keeps_status_message_and_body(cluster, 
         kube.list(SERVICES, NAMESPACE)
 
 
-@pytest.mark.parametrize(("headers", "seconds"), [({"Retry-After": "2"}, 2.0), ({}, None), (None, None)])
-def test_the_official_client_s_transport_tells_when_to_come_again(headers, seconds):
-    from kubernetes.client.exceptions import ApiException
+@pytest.mark.parametrize(
+    ("headers", "seconds"), [({"Retry-After": "2"}, 2.0), ({}, None), ({"Retry-After": "x"}, None)]
+)
+def test_a_transport_tells_when_to_come_again(headers, seconds):
+    answer = SimpleNamespace(status=429, data=b"Too Many Requests", headers=headers)
+    busy = SimpleNamespace(
+        rest_client=SimpleNamespace(pool_manager=SimpleNamespace(request=lambda *_, **__: answer)),
+        configuration=SimpleNamespace(host="https://c"),
+        update_params_for_auth=lambda *_: None,
+    )
+    found = client_transport(busy)("GET", "/x", query={}, content_type="", body=None, timeout_s=1.0)
+    assert (found.status, found.retry_after_s) == (429, seconds)
 
-    class Busy:
-        def call_api(self, *_, **__):
-            error = ApiException(status=429, reason="Too Many Requests")
-            error.headers = headers
-            raise error
 
-    answer = client_transport(Busy())("GET", "/x", query={}, content_type="", body=None, timeout_s=1.0)
-    assert (answer.status, answer.retry_after_s) == (429, seconds)
+@pytest.fixture
+def tls(tmp_path):
+    """Serve what was asked for, over TLS with a certificate of an authority of one's own."""
+    ours = CertificateAuthority(tmp_path)
+    issued = ours.issue("apiserver", ["127.0.0.1"])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({"path": self.path, "token": self.headers["Authorization"]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(issued.cert, issued.key)
+        httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"https://127.0.0.1:{httpd.server_port}", ours.pem.decode()
+        httpd.shutdown()
+
+
+def test_each_call_carries_the_token_of_its_moment(tls):
+    host, authority = tls
+    tokens = iter(["first", "second"])
+    kube = Kubernetes(token_transport(host, authority, lambda: next(tokens)), timeout_s=5.0)
+    assert [kube.get(NODES, "one")["token"] for _ in range(2)] == ["Bearer first", "Bearer second"]
+
+
+def test_a_cluster_with_another_certificate_gets_no_token(tls, tmp_path):
+    host, _ = tls
+    other = CertificateAuthority(tmp_path / "other").pem.decode()
+    with pytest.raises(PermanentError, match="check the cluster's certificate"):
+        Kubernetes(token_transport(host, other, lambda: "secret"), timeout_s=5.0).get(NODES, "one")
+
+
+def test_a_proxy_of_the_environment_is_gone_through_and_one_s_own_hosts_are_not(tls, monkeypatch):
+    host, authority = tls
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(TransientError, match="proxy"):
+        Kubernetes(token_transport(host, authority, lambda: "t"), timeout_s=5.0).get(NODES, "one")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert Kubernetes(token_transport(host, authority, lambda: "t"), timeout_s=5.0).get(NODES, "one")
 
 
 def test_a_server_that_is_away_is_transient(server):

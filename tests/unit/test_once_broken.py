@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster import GPU, NAMESPACE, TPU, Cluster, once, record, source
 
-from tpu_migration.clients.kubernetes import HTTP_ROUTES, SECRETS, Kubernetes, Response
+from tpu_migration.clients.kubernetes import HTTP_ROUTES, SECRETS, Kubernetes
+from tpu_migration.clients.transport import Response
 from tpu_migration.errors import NotHolderError, TransientError
 from tpu_migration.judge_cli import EXIT_CODES
 from tpu_migration.lease import RENEW_EVERY_S, Holder, Lease

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from tpu_migration.clients.kubernetes import Kubernetes, client_transport
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import token_transport
 from tpu_migration.errors import PermanentError, TransientError
 
 _CALL_TIMEOUT_S = 10.0
@@ -55,36 +58,21 @@ def kubernetes_of(manager: Any, credentials: Any, cluster: str, remedy: str) -> 
         raise TransientError(f"the GKE API does not answer for {cluster}: {error}") from error
     except (exceptions.GoogleAPICallError, auth.GoogleAuthError) as error:
         raise PermanentError(f"cannot reach cluster {cluster}: {error}; {remedy}") from error
-    return Kubernetes(client_transport(_api_client(found, credentials)))
+    authority = base64.b64decode(found.master_auth.cluster_ca_certificate).decode()
+    token = _shared_token(credentials)
+    token()  # credentials that give none are told of here
+    return Kubernetes(token_transport(f"https://{found.endpoint}", authority, token))
 
 
-def _api_client(cluster: Any, credentials: Any) -> Any:
-    """Return a client that never retries by itself: a stage reads before it repeats a write.
-
-    Tokens are refreshed by one thread at a time, with a short timeout; a token endpoint that does not answer is
-    transient, like an API that does not.
-    """
-    from kubernetes import client
-    from kubernetes.config.kube_config import FileOrData
-
+def _shared_token(credentials: Any) -> Callable[[], str]:
+    """Return what gives a valid token to any thread; one of them at a time refreshes it."""
     refreshing = threading.Lock()
-    # Release 36 of the client renamed the key: https://github.com/kubernetes-client/python/issues/2582
-    names = ("authorization", "BearerToken")
 
-    def refresh(configuration: Any) -> None:
+    def token() -> str:
         with refreshing:
-            configuration.api_key = dict.fromkeys(names, token_of(credentials))
+            return token_of(credentials)
 
-    authority = {"certificate-authority-data": cluster.master_auth.cluster_ca_certificate}
-    configuration = client.Configuration(
-        host=f"https://{cluster.endpoint}", api_key_prefix=dict.fromkeys(names, "Bearer")
-    )
-    configuration.ssl_ca_cert = FileOrData(authority, file_key_name="certificate-authority").as_file()
-    configuration.retries = False
-    configuration.connection_pool_maxsize = 16
-    refresh(configuration)  # a configuration without a key when it is made sends none later
-    configuration.refresh_api_key_hook = refresh
-    return client.ApiClient(configuration)
+    return token
 
 
 def token_of(credentials: Any) -> str:

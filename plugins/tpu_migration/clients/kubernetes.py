@@ -1,6 +1,6 @@
 """Talk to the Kubernetes API: every call of the product, in one place.
 
-Calls are raw JSON over the official client's transport. The typed API hides too much: a typed
+Calls are raw JSON. The official client's typed API hides too much: a typed
 pod-proxy POST sends no body, CustomObjectsApi's apply that creates returns None, a JSON patch
 needs its content type given, and a Lease without microseconds is refused.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-import msgspec
-
-from tpu_migration.errors import ConflictError, MigrationError, NotServedError, PermanentError, TransientError
+from tpu_migration.clients.transport import Response, Transport, client_transport
+from tpu_migration.errors import ConflictError, NotServedError, PermanentError, TransientError
 
 FIELD_MANAGER = "tpu-migration"
 CALL_TIMEOUT_S = 10.0
@@ -24,39 +23,6 @@ WATCH_CALL_TIMEOUT_S = 2.0  # while users are moving, a slow answer is no answer
 _LEAST_PAUSE_S = 0.5
 
 Object = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Response:
-    """What the API server answered, read to its end."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None = None  # what a server that refuses for now asks for
-
-    def json(self) -> Any:
-        """Return the body as JSON values; an answer that was cut short is none, and may come whole next time."""
-        try:
-            return msgspec.json.decode(self.body)
-        except ValueError as error:
-            raise TransientError(f"an answer of {len(self.body)} bytes is no JSON: {error}") from error
-
-
-class Transport(Protocol):
-    """Send one request; raise TransientError if no answer came."""
-
-    def __call__(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str],
-        content_type: str,
-        body: Any,
-        timeout_s: float,
-    ) -> Response:
-        """Return the answer, whatever its status."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -357,63 +323,6 @@ def _error(response: Response, what: str) -> Exception:
     if response.status == 404:
         return NotServedError(f"{text}: the namespace or the API is missing; is its CRD installed?")
     return PermanentError(text)
-
-
-def client_transport(api_client: Any) -> Transport:
-    """Return the transport of a `kubernetes.client.ApiClient`, with its TLS, credentials and pool."""
-    import urllib3
-    from kubernetes.client.exceptions import ApiException
-
-    def send(
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str],
-        content_type: str,
-        body: Any,
-        timeout_s: float,
-    ) -> Response:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        try:
-            answer = api_client.call_api(
-                path,
-                method,
-                query_params=list(query.items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _request_timeout=timeout_s,
-            )
-            return Response(answer.status, answer.data)
-        except AttributeError as error:
-            # An error of TLS has no body, over which the client trips: what it was about to raise is the cause.
-            if not isinstance(error.__context__, ApiException):
-                raise
-            raise _tls_error(method, path, error.__context__) from error
-        except ApiException as error:
-            if not error.status:
-                raise _tls_error(method, path, error) from error
-            text = error.body if isinstance(error.body, str) else str(error.reason)
-            return Response(int(error.status), text.encode(), _seconds(error.headers))
-        except urllib3.exceptions.HTTPError as error:
-            raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
-
-    return send
-
-
-def _tls_error(method: str, path: str, error: Any) -> MigrationError:
-    """Tell a certificate that is not trusted from a connection that was cut while it was being shown."""
-    reason = " ".join(str(error.reason).split())
-    if "certificate" in reason.lower():
-        return PermanentError(f"{method} {path}: {reason}: check the cluster's certificate")
-    return TransientError(f"no answer to {method} {path}: {reason}")
-
-
-def _seconds(headers: Any) -> float | None:
-    """Return Retry-After in seconds; the API server gives no dates."""
-    given = (headers or {}).get("Retry-After", "")
-    return float(given) if given.isdigit() else None
 
 
 def from_environment() -> Kubernetes:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpu_migration.clients.kubernetes import Kubernetes, Response
+from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clients.transport import Response
 from tpu_migration.errors import TransientError
 
 _WANTED = (

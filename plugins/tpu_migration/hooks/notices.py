@@ -94,19 +94,23 @@ class _Services:
         """Notify all of them. Apprise answers False where one did not take it, and logs why."""
         if time.monotonic() < self._off_until:
             return
+        from airflow.sdk import BaseHook
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
         try:
-            import apprise
-            from airflow.providers.apprise.hooks.apprise import AppriseHook
-            from airflow.sdk.exceptions import AirflowNotFoundException
-        except ImportError:
-            self._off_until = math.inf  # the provider is optional
-            return
-        hook, services = AppriseHook(CONN_ID), apprise.Apprise()
-        try:
-            hook.set_config_from_conn(conn=hook.get_connection(CONN_ID), apprise_obj=services)
+            connection = BaseHook.get_connection(CONN_ID)
         except AirflowNotFoundException:
             self._off_until = time.monotonic() + _ASK_AGAIN_S
             return
+        try:  # only now: each task is a process of its own, and would load it for nothing
+            import apprise
+            from airflow.providers.apprise.hooks.apprise import AppriseHook
+        except ImportError:
+            self._off_until = math.inf  # the provider is optional
+            log.warning("there is a connection %s, but no apache-airflow-providers-apprise: nobody is told", CONN_ID)
+            return
+        hook, services = AppriseHook(CONN_ID), apprise.Apprise()
+        hook.set_config_from_conn(conn=connection, apprise_obj=services)
         # As text: each service escapes it as its own format needs, so that a reason's HTML or Markdown stays text.
         text = apprise.NotifyFormat.TEXT
         if not services.notify(body=notice.body, title=notice.title, notify_type=notice.kind, body_format=text):

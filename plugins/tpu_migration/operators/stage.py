@@ -63,17 +63,20 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
                 if turns.run is None or time.monotonic() + outcome.seconds > patience:
                     break
                 time.sleep(outcome.seconds)
+            due = time.time() + outcome.seconds
+            if turns.run is not None:
+                turns.run.hand_over()
         run = turns.run
         budget_s = run.stage.budget_s(run.context.plan) if run else _UNREACHED_BUDGET_S
-        return self._defer(params, run_id, attempt, budget_s)
+        return self._defer(params, run_id, attempt, budget_s, due)
 
-    def _defer(self, params: dict[str, Any], run_id: str, attempt: int, budget_s: float) -> None:
+    def _defer(self, params: dict[str, Any], run_id: str, attempt: int, budget_s: float, due: float) -> None:
         from tpu_migration.triggers.stage import StageTrigger
 
         # execution_timeout does not bound a deferral. The trigger keeps the deadline itself, so that the
         # record says what was waited for; Airflow's own timeout comes after, should the trigger hang.
         self.defer(
-            trigger=StageTrigger(self.stage, params, run_id, attempt, time.time() + budget_s),
+            trigger=StageTrigger(self.stage, params, run_id, attempt, time.time() + budget_s, due),
             method_name="resume",
             timeout=timedelta(seconds=budget_s + 300.0),
         )

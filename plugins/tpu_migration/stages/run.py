@@ -139,6 +139,17 @@ class StageRun:
             return None
         return Waiting(2.0, f"{later.task} of this run had the lease last; waiting to see whether it is still alive")
 
+    def hand_over(self) -> None:
+        """Write what was waited for so far to the record, the last wait in full: another worker goes on after it."""
+        if self.context.epoch is None or not self._waited:
+            return
+        now, waited = self.context.clock.now(), self._waited
+        try:
+            self.context.update(lambda r: r.with_stage(self.stage.name, "running", self._began, now, waited=waited))
+        except (TransientError, PermanentError) as error:
+            log.warning("could not write what %s has waited for to the record: %s", self.stage.name, error)
+        self._waited = 0.0
+
     def time_out(self, waited_for: str) -> Failed:
         """Give the stage up because its budget is spent, and say so in the record."""
         budget_s = self.stage.budget_s(self.context.plan)

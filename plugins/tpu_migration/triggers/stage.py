@@ -23,8 +23,11 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
     outside may be undone by that.
     """
 
-    def __init__(self, stage: str, params: dict[str, Any], run_id: str, attempt: int, deadline: float) -> None:
+    def __init__(
+        self, stage: str, params: dict[str, Any], run_id: str, attempt: int, deadline: float, due: float = 0.0
+    ) -> None:
         super().__init__()
+        self.due = due  # Unix seconds: when the wait ends that the worker handed over, and the record has already
         self.deadline = deadline  # Unix seconds: it survives a restart of the triggerer
         self.stage = stage
         self.params = params
@@ -41,12 +44,14 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
                 "run_id": self.run_id,
                 "attempt": self.attempt,
                 "deadline": self.deadline,
+                "due": self.due,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Step in a thread of our own pool, sleep as long as the stage says, and end with its outcome."""
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(self.due - time.time())
         make = partial(stage_run, self.stage, self.params, self.run_id, self.attempt)
         with Turns(make, lambda: time.time() > self.deadline) as turns:
             while isinstance(outcome := await loop.run_in_executor(step_pool(), turns.take), Waiting):
