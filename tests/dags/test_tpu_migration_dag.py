@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, TaskDeferred
+from airflow.triggers.base import TaskSuccessEvent
 
 from sandbox.api import Api, LocalClient, Request
 from sandbox.clock import VirtualClock
@@ -353,8 +354,10 @@ def test_a_failed_event_fails_the_task_with_its_reason():
         StageOperator(task_id="gate").resume(context(), failed)
 
 
-def test_a_good_event_gives_the_tasks_result():
-    assert StageOperator(task_id="gate").resume(context(), event(Done({"pool": "tpu"})).payload) == {"pool": "tpu"}
+def test_a_stage_that_is_done_ends_its_task_without_a_worker_and_leaves_its_result():
+    ended = event(Done({"pool": "tpu", "buckets": (16, 32)}))
+    assert isinstance(ended, TaskSuccessEvent)
+    assert ended.xcoms == {"return_value": {"pool": "tpu", "buckets": [16, 32]}}
 
 
 def test_the_restore_of_a_run_that_made_nothing_is_red_and_touches_nothing(scripted):
@@ -392,14 +395,14 @@ def test_the_trigger_undoes_nothing_when_a_triggerer_restarts():
 
 async def fired(deadline_in=600.0):
     trigger = StageTrigger(**{**TRIGGER, "params": {"workload": "vllm"}}, deadline=time.time() + deadline_in)
-    events = [each.payload async for each in trigger.run()]
+    events = [each async for each in trigger.run()]
     assert len(events) == 1, "a trigger fires once"
     return events[0]
 
 
 async def test_the_trigger_steps_until_the_stage_is_done(scripted):
     made = scripted(Waiting(0, "a"), Waiting(0.01, "b"), Done({"pool": "tpu"}))
-    assert await fired() == {"done": True, "result": {"pool": "tpu"}}
+    assert (await fired()).xcoms == {"return_value": {"pool": "tpu"}}
     assert made.asked == [("gate", "r", 2)]
 
 
@@ -412,23 +415,23 @@ async def test_the_trigger_waits_for_as_long_as_the_worker_had_written_down(scri
 
     monkeypatch.setattr(triggers.asyncio, "sleep", sleep)
     trigger = StageTrigger(**{**TRIGGER, "params": {}}, deadline=time.time() + 600, due=time.time() + 100)
-    assert [each.payload["done"] async for each in trigger.run()] == [True]
+    assert [type(each) async for each in trigger.run()] == [TaskSuccessEvent]
     assert slept[0] == pytest.approx(100, abs=10), "the record says already that this was waited for"
 
 
 async def test_the_trigger_ends_with_the_reason_of_a_failure(scripted):
     scripted(Waiting(0, "a"), Failed("no stock", "permanent"))
-    assert await fired() == {"done": False, "reason": "no stock", "kind": "permanent"}
+    assert (await fired()).payload == {"reason": "no stock", "kind": "permanent"}
 
 
 async def test_a_trigger_goes_on_where_a_call_got_no_answer(scripted):
     scripted(TransientError("no answer"), Done({}))
-    assert (await fired())["done"] is True
+    assert isinstance(await fired(), TaskSuccessEvent)
 
 
 async def test_a_stage_that_outstays_its_budget_fails_with_what_it_waited_for(scripted):
     scripted(Waiting(0.01, "waiting for nodes"), budget_s=100.0)
-    outcome = await fired(deadline_in=-1.0)
+    outcome = (await fired(deadline_in=-1.0)).payload
     assert outcome["kind"] == "timeout"
     assert re.search(r"stage gate took more than its 100 s: waiting for nodes", outcome["reason"])
 
@@ -438,7 +441,7 @@ async def test_a_plan_that_is_no_plan_any_more_ends_the_trigger(monkeypatch):
         raise PermanentError("unknown parameter 'x'")
 
     monkeypatch.setattr(triggers, "stage_run", refuse)
-    assert await fired() == {"done": False, "reason": "unknown parameter 'x'", "kind": "permanent"}
+    assert (await fired()).payload == {"reason": "unknown parameter 'x'", "kind": "permanent"}
 
 
 async def test_a_cluster_that_stays_away_past_the_deadline_ends_the_trigger(monkeypatch):
@@ -446,7 +449,7 @@ async def test_a_cluster_that_stays_away_past_the_deadline_ends_the_trigger(monk
         raise TransientError("the GKE API does not answer")
 
     monkeypatch.setattr(triggers, "stage_run", away)
-    assert await fired(deadline_in=-1.0) == {"done": False, "reason": "the GKE API does not answer", "kind": "timeout"}
+    assert (await fired(deadline_in=-1.0)).payload == {"reason": "the GKE API does not answer", "kind": "timeout"}
 
 
 async def test_many_stages_at_once_step_in_a_pool_of_their_own(scripted):
@@ -464,5 +467,5 @@ async def test_many_stages_at_once_step_in_a_pool_of_their_own(scripted):
 
     scripted(Meeting(Done({})))
     outcomes = await asyncio.gather(*(fired() for _ in range(8)))
-    assert [each["done"] for each in outcomes] == [True] * 8
+    assert [type(each) for each in outcomes] == [TaskSuccessEvent] * 8
     assert all(name.startswith("tpu-migration-step") for name in names)

@@ -94,10 +94,11 @@ async def _measure(airflow: Airflow, served: Path, steps: Path, migrations: int,
     all_begun_s = time.time() - began
     start, calls_before = time.time(), _calls(served)
     cpu_before = _cpu_s(triggerer.pid)
-    most_mib = 0.0
+    most_mib, most_rss_mib = 0.0, 0.0
     while time.time() - start < MEASURED_S:
         await asyncio.sleep(2.0)
         most_mib = max(most_mib, memory_mib(triggerer.pid))
+        most_rss_mib = max(most_rss_mib, rss_mib(triggerer.pid))
     took_s = time.time() - start
     cpu_s, calls = _cpu_s(triggerer.pid) - cpu_before, _calls(served) - calls_before
     seen = [line.split() for line in steps.read_text().splitlines()]
@@ -128,6 +129,7 @@ async def _measure(airflow: Airflow, served: Path, steps: Path, migrations: int,
         "waiting_lag_p99_s": round(wait_p99, 3),
         "step_p99_s": round(_p99([step for _, step in found["shift"]]), 3),
         "memory_mib": round(most_mib, 1),
+        "resident_mib": round(most_rss_mib, 1),
         "idle_memory_mib": round(idle_mib, 1),
         "all_begun_s": round(all_begun_s, 1),
         "calls_per_s": round(calls / took_s, 1),
@@ -161,6 +163,12 @@ def _family(pid: int) -> list[int]:
 def memory_mib(pid: int) -> float:
     """Add up the proportional set sizes of a process and its children: what they share with each other counts once."""
     return sum(pss_kib(each) for each in _family(pid)) / 1024
+
+
+def rss_mib(pid: int) -> float:
+    """Add up the resident set sizes: what the processes share counts in each."""
+    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in _family(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def _cpu_s(pid: int) -> float:

@@ -244,6 +244,11 @@ class Plan:
         reservation = self.reservation if self.capacity == "reservation" else ""
         return (Offer(self.capacity, self.pool_zone, self.capacity_budget_s, reservation),)
 
+    def asks_about(self, what: str) -> bool:
+        """Tell whether people's word is wanted on one of APPROVALS; to keep the GPUs needs none."""
+        gives_up = what != "decommission" or self.source_release != "keep"
+        return what in self.approvals and gives_up and self.stop_after == "none"
+
     @cached_property
     def hash(self) -> str:
         """Return 16 hex digits that change whenever the plan does (the connection's name apart)."""

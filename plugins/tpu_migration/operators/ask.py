@@ -71,11 +71,9 @@ class AskOperator(HITLOperator):  # type: ignore[misc]
 
     def execute(self, context: Mapping[str, Any]) -> None:
         """Ask, or skip where nobody is to be asked."""
-        from tpu_migration.stages.approval import is_asked
-
         params, run_id = self._params(context), context["run_id"]
         plan = self._plan(params)
-        if not is_asked(plan, self.what):
+        if not plan.asks_about(self.what):
             raise AirflowSkipException(f"the plan asks nobody about the {self.what}")
         from tpu_migration.hooks.migration import MigrationHook
         from tpu_migration.records import Records

@@ -18,7 +18,7 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
     """Step a stage eagerly while it makes progress, and defer only when it really waits.
 
     A deferral costs Airflow about three seconds, so a stage that is done by then ends in `execute`;
-    whatever takes longer waits in the triggerer and holds no slot. A failure is final:
+    whatever takes longer waits in the triggerer, holds no slot, and ends there. A failure is final:
     AirflowFailException, no retry. Retries are for a worker that died, and continue where the
     record says that the stage was.
 
@@ -81,8 +81,6 @@ class StageOperator(BaseOperator):  # type: ignore[misc]
             timeout=timedelta(seconds=budget_s + 300.0),
         )
 
-    def resume(self, context: Mapping[str, Any], event: Mapping[str, Any]) -> Any:
-        """Return the stage's result, or fail with its reason."""
-        if event["done"]:
-            return event["result"]
+    def resume(self, context: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Fail with the stage's reason: a stage that is done has ended the task from the triggerer."""
         raise AirflowFailException(event["reason"])

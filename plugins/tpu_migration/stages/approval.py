@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tpu_migration.clock import iso
-from tpu_migration.domain.plan import Plan
 from tpu_migration.record import Approval, Record
 from tpu_migration.stages.base import Context, Waiting
 
@@ -12,18 +11,12 @@ _POLL_S = 5.0
 _SILENCE = "nobody"
 
 
-def is_asked(plan: Plan, what: str) -> bool:
-    """Tell whether the plan wants people's word on `what`; to keep the GPUs needs none."""
-    gives_up = what != DECOMMISSION or plan.source_release != "keep"
-    return what in plan.approvals and gives_up and plan.stop_after == "none"
-
-
 def word_on(ctx: Context, record: Record, what: str) -> Approval | Waiting | None:
     """Return people's answer, Waiting until it is there, None where the plan asks nobody.
 
     Silence is a no: after the plan's time the answer is a rejection.
     """
-    if not is_asked(ctx.plan, what):
+    if not ctx.plan.asks_about(what):
         return None
     now, timeout_s = ctx.clock.now(), ctx.plan.approval_timeout_s
     asked = record.approval(what)

@@ -12,7 +12,7 @@ from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import policy
 from tpu_migration.stages.base import Context
-from tpu_migration.stages.probes import MAIN_ARM, prober_stats
+from tpu_migration.stages.probes import MAIN_ARM, ArmStats, prober_stats
 
 _COMPLETION_EVERY_S = 10.0
 
@@ -42,12 +42,13 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
     sources = [n for n, ready in pods[services[0]].items() if ready] if ask_sources else []
     dead = _complete_on_sources(ctx, record, kube, sources)
     everyone = [name for service in services for name in pods[service]]
-    scraped = dict(zip(everyone, ctx.together([lambda n=n: _scrape(vllm, n) for n in everyone]), strict=True))  # type: ignore[misc]
+    scrapes = [lambda n=n: _scrape(vllm, n) for n in everyone]
+    *answers, stats = ctx.together([*scrapes, lambda: prober_stats(ctx)])
+    scraped: dict[str, PodSample | None] = dict(zip(everyone, answers, strict=True))
     # Who was there at this worker's first look counts from then on; who came later, once it has answered.
     known: set[str] = ctx.memory.setdefault("known_pods", set(everyone))
     known.update(name for name, pod in scraped.items() if pod is not None)
-    stats = prober_stats(ctx)
-    arms = stats.arms if stats else {}
+    arms: Mapping[str, ArmStats] = stats.arms if stats else {}
     probe = None
     if main := arms.get(MAIN_ARM):
         probe = ProbeSample(main.failed, main.consecutive_failures, main.last_ok_s_ago, main.last_error or "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from tpu_migration.drive import Turns
 from tpu_migration.hooks.pool import step_pool
@@ -66,7 +67,7 @@ class StageTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 def event(outcome: Done | Failed) -> TriggerEvent:
-    """Return the event that tells the operator how the stage ended."""
+    """Return what ends the task here and now, with no worker any more; a failure goes back to one, to say why."""
     if isinstance(outcome, Done):
-        return TriggerEvent({"done": True, "result": outcome.result})
-    return TriggerEvent({"done": False, "reason": outcome.reason, "kind": outcome.kind})
+        return TaskSuccessEvent(xcoms={"return_value": json.loads(json.dumps(outcome.result))})
+    return TriggerEvent({"reason": outcome.reason, "kind": outcome.kind})
