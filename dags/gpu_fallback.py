@@ -55,6 +55,7 @@ with DAG(
     dag_id="gpu_fallback",
     schedule=None,
     catchup=False,
+    max_active_runs=256,  # by Airflow's default of 16 the seventeenth workload would wait for another's end
     params=PARAMS,
     doc_md=__doc__,
     tags=["tpu", "vllm", "migration"],

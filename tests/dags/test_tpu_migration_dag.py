@@ -94,6 +94,11 @@ def test_the_dag_survives_the_way_through_the_database(dag):
     assert again.doc_md == dag.doc_md
 
 
+@pytest.mark.parametrize("name", ["tpu_migration", "gpu_fallback"])
+def test_no_workload_waits_for_the_end_of_anothers_run(bag, name):
+    assert bag.dags[name].max_active_runs >= 200
+
+
 # -------------------------------------------------------------------------------- its shape
 
 
