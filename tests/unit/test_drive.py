@@ -105,7 +105,7 @@ def test_a_worker_that_is_stopped_while_it_connects_keeps_no_lease():
 
 def test_a_worker_that_hands_a_stage_over_leaves_its_waits_in_the_record_and_only_once(monkeypatch):
     told = []
-    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), None)
+    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), SimpleNamespace(taken=True))
     context.epoch = 1
     monkeypatch.setattr(context.records, "update", lambda run, epoch, change: told.append(change(record())))
     run = StageRun(Stage("gate", lambda ctx: Waiting(2.5, "a Job"), lambda plan: 100.0, takes_lease=False), context)
@@ -122,7 +122,7 @@ def test_a_record_that_cannot_be_written_does_not_keep_a_stage_from_being_handed
     def fails(*_):
         raise TransientError("503")
 
-    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), None)
+    context = Context(Plan(), "run-1", FakeKube(), FakeKube(), None, Clock(), SimpleNamespace(taken=True))
     run = StageRun(Stage("gate", lambda ctx: Waiting(2.5, "a Job"), lambda plan: 100.0, takes_lease=False), context)
     run.step()
     context.epoch = 1

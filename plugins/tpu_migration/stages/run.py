@@ -141,7 +141,7 @@ class StageRun:
 
     def hand_over(self) -> None:
         """Write what was waited for so far to the record, the last wait in full: another worker goes on after it."""
-        if self.context.epoch is None or not self._waited:
+        if self.context.epoch is None or not self.context.lease.taken or not self._waited:
             return
         now, waited = self.context.clock.now(), self._waited
         try:
