@@ -77,10 +77,9 @@ def test_a_service_that_fails_is_told_without_its_address(caplog):
     "path", ["json://127.0.0.1:1/s3cretKEY", "no address: s3cretKEY", "slak://T0/s3cretKEY", "json://:@s3cretKEY:x"]
 )
 def test_a_service_that_is_away_or_set_up_wrongly_is_told_without_its_key(path, monkeypatch, caplog):
-    from airflow.providers.apprise.hooks.apprise import AppriseHook
 
     made = Connection(conn_id=CONN_ID, conn_type="apprise", extra=json.dumps({"config": [{"path": path}]}))
-    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(lambda conn_id: made))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(lambda conn_id: made))
     with caplog.at_level("INFO"):
         sender = Sender(_Services().deliver)
         sender.send(Notice("gemma: committed", "x"))
@@ -107,7 +106,7 @@ def test_the_words_of_a_reason_stay_words_in_a_mail_that_is_html(hostile, monkey
             sent.append(body)
             return True
 
-    monkeypatch.setattr(AppriseHook, "get_connection", staticmethod(lambda conn_id: None))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(lambda conn_id: None))
     monkeypatch.setattr(AppriseHook, "set_config_from_conn", lambda self, conn, apprise_obj: apprise_obj.add(Mail()))
     _Services().deliver(Notice("gemma: gate failed", hostile))
     assert len(sent) == 1

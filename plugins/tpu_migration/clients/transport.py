@@ -109,7 +109,7 @@ def _transport(pool: Any, host: str, authorization: Callable[[], Mapping[str, st
             # One that is not trusted, or a connection that was cut while it was being shown.
             if "certificate" in str(error).lower():
                 raise PermanentError(f"{method} {path}: {error}: check the cluster's certificate") from error
-            raise TransientError(f"no answer to {method} {path}: {error}") from error
+            raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(f"no answer to {method} {path} within {timeout_s} s: {error}") from error
         return Response(answer.status, answer.data, _seconds(answer.headers.get("Retry-After", "")))
