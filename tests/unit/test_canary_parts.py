@@ -23,6 +23,7 @@ from tpu_migration.domain.canary import (
 )
 from tpu_migration.domain.gate import ArmEvents, ClientHealth, RequestResult, canary_block, judge_canary
 from tpu_migration.domain.trend import DAY_S, towards
+from tpu_migration.domain.warmth import WarmUp, padding_findings
 from tpu_migration.errors import PermanentError
 from tpu_migration.history import Canary, Figure, Histories, Identity
 from tpu_migration.names import history_name
@@ -33,6 +34,14 @@ GOOD = ClientHealth(1.0, 1.0, 1.0)
 
 def looks(*outcomes):
     return [Look(outcome, f"{outcome} {number}") for number, outcome in enumerate(outcomes, 1)]
+
+
+def test_other_paddings_than_those_that_were_warmed_are_told_and_a_log_without_them_is_not():
+    warmed = WarmUp("16x1", "live", token_buckets=(16, 32), batch_buckets=(8,))
+    (told,) = padding_findings(warmed, (16, 32, 64), (8,))
+    assert told.startswith("steps are padded to 16, 32, 64 tokens, and were to 16, 32 when it was warmed up")
+    assert padding_findings(warmed, (), ()) == []
+    assert padding_findings(warmed, (16, 32), (8,)) == []
 
 
 # -------------------------------------------------------------------------------------- conclusions

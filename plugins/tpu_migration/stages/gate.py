@@ -26,6 +26,7 @@ from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import accelerators
 from tpu_migration.resources import policy as policy_named
+from tpu_migration.stages import kept_answers
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.engine_state import engine_state, events_between
 from tpu_migration.stages.gate_blocks import run_look, sizes_of
@@ -142,6 +143,8 @@ def _decide(ctx: Context, record: Record, policy: Policy, looks: list[str], void
     if verdict.outcome == "inconclusive" and len(looks) < policy.looks:
         ctx.update(lambda r: replace(r, notes={**note, "looks": looks, "voids": 0}))
         return Waiting(0, f"inconclusive so far ({verdict.sentence}); extending")
+    if verdict.outcome == "pass" and (answers := _quality(ctx, record, policy, looks)) is not None:
+        kept_answers.keep(ctx, record, answers)
     return _conclude(ctx, verdict, note)
 
 
