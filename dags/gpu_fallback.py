@@ -3,8 +3,9 @@
 
 From wherever its migration stands. Before the commit users are sent home at once, also while a run moves them; that
 run then ends by itself and releases its TPUs. After the commit the GPUs are made whole first: machines where theirs
-are gone, the Deployment from the snapshot, every replica seen to answer. Users stay on the TPU meanwhile, and then
-move; the TPUs are released last.
+are gone, the Deployment from the snapshot, every replica seen to answer, and the peak carried within the limits of the
+policy `rescue`. Users stay on the TPU meanwhile, and then move; the TPUs are released last. A TPU that serves nobody
+any more is waited for by nobody: the first GPU replica that answers gets its users, unproven.
 
 The task `ask` goes on at once, unless the run was started to ask people first, as a canary that failed does.
 
