@@ -21,7 +21,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param
 
 from tpu_migration.operators.ask import AskBackOperator
-from tpu_migration.operators.notices import MigrationNotifier
+from tpu_migration.operators.notices import UntoldNotifier
 from tpu_migration.operators.stage import StageOperator
 from tpu_migration.operators.urgent import urgent
 
@@ -60,10 +60,8 @@ with DAG(
     params=PARAMS,
     doc_md=__doc__,
     tags=["tpu", "vllm", "migration"],
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=5), "on_failure_callback": UntoldNotifier()},
     render_template_as_native_obj=True,
-    # For what no stage could tell: its worker was killed, say.
-    on_failure_callback=MigrationNotifier("{{ dag.dag_id }}: a run failed", "{{ run_id }}", "failure"),
 ) as dag:
     ask = AskBackOperator(task_id="ask", response_timeout=timedelta(days=3), **urgent())
     ask >> StageOperator(task_id="gpu_fallback", **urgent())

@@ -66,6 +66,7 @@ class Failed:
 
     reason: str
     kind: str = "permanent"
+    is_told: bool = False  # people heard of it from another stage, or from the record: the task is red all the same
 
 
 Outcome = Waiting | Done | Failed

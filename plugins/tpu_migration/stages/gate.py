@@ -168,8 +168,8 @@ def _conclude(ctx: Context, verdict: Verdict, note: dict[str, Any]) -> Outcome:
     ctx.update(change)
     if verdict.outcome == "pass" or ctx.plan.stop_after == "gate":
         return Done({"outcome": verdict.outcome, "sentence": verdict.sentence})
-    kind = "inconclusive" if verdict.outcome == "inconclusive" else "permanent"
-    return Failed(f"the benchmark gate: {verdict.sentence}", kind)
+    held = verdict.outcome == "inconclusive"  # its phase has told it
+    return Failed(f"the benchmark gate: {verdict.sentence}", "inconclusive" if held else "permanent", is_told=held)
 
 
 def _judge_looks(ctx: Context, record: Record, policy: Policy, names: list[str]) -> tuple[Verdict, dict[str, Any]]:
