@@ -36,6 +36,9 @@ PARAMS = {
         title="Reason", description="Goes into the record and the log; a canary that failed gives its finding"),
     "ask": Param(False, type="boolean", section="What to bring back",
         title="Ask first", description="Wait for people's word before anything is done; silence is a no"),
+    "prove": Param(True, type="boolean", section="What to bring back",
+        title="Prove the GPUs first", description="Users leave a TPU that serves only once the GPUs carried the peak "
+        "within include/policies/rescue.yaml; a TPU that serves nobody is never waited for"),
     "capacity": Param("on-demand", type="string", enum=["on-demand", "spot", "reservation"], section="GPUs",
         title="Capacity", description="Of machines to make where the source's node pools are gone"),
     "tpu_zone": Param(None, type=["null", "string"], maxLength=63, section="GPUs",

@@ -332,3 +332,5 @@ def test_people_are_asked_anew_when_their_yes_came_to_nothing(cluster):
 def test_the_reason_reaches_the_stage_and_is_no_part_of_the_plan(cluster):
     run = stage_run("gpu_fallback", {"workload": GPU, "namespace": NAMESPACE, "why": "slow", "ask": True}, "back-1", 1)
     assert run.context.why == "slow"
+    assert run.context.proves_gpus
+    assert not stage_run("gpu_fallback", {"workload": GPU, "prove": False}, "back-1", 1).context.proves_gpus

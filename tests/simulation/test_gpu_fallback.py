@@ -188,6 +188,23 @@ def test_streams_on_the_tpu_outlast_the_route_that_led_there():
     assert scene.leftovers() == []
 
 
+def test_a_person_may_waive_the_proof():
+    scene = Scene(source_release="scale-to-zero")
+    assert scene.airflow().run().green
+    proven: list[str] = []
+    scene.world.on_tick.append(lambda: proven.extend(rescue_jobs(scene)))
+    run = fallback_run(scene)
+    run.context.proves_gpus = False
+
+    def pause(seconds: float) -> None:
+        scene.world.advance(seconds, tick_s=1.0 if seconds <= 3.0 else 5.0)
+
+    assert isinstance(drive(run, sleep=pause, say=lambda _: None, keeping=lambda lease: nullcontext()), Done)
+    assert proven == []
+    scene.assert_users_on_gpu()
+    scene.assert_nobody_noticed()
+
+
 def closed_way(scene: Scene, monkeypatch, seconds: float) -> None:
     """Let the Gateway know nothing of the source's endpoints for a while."""
     traffic, opens = scene.world.traffic, scene.world.clock.now() + seconds

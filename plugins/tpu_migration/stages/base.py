@@ -92,6 +92,7 @@ class Context:
     permissions: Permissions | None = None  # None: nobody can ask for them here
     together: Callable[[Sequence[Callable[[], Any]]], list[Any]] = in_turn
     why: str = ""  # this run was started, where somebody said so
+    proves_gpus: bool = True  # before users come back to them, unless a person waives it
     tell: Callable[[Notice], object] = lambda notice: None  # people, who wait for none of it
     memory: dict[str, Any] = field(default_factory=dict)
 

@@ -106,6 +106,6 @@ def _refused(ctx: Context, record: Record, why: str) -> PermanentError:
     remove_jobs(ctx)
     return PermanentError(
         f"{record.source.deployment} did not pass the policy rescue: {why}; users stay on {record.target}, which "
-        "serves them. See what the GPUs lack and start gpu_fallback again; `tpu-migration deploy --accelerator gpu …` "
+        "serves them. See what the GPUs lack and start gpu_fallback again; with its parameter `prove` off it "
         "moves users without this proof"
     )
