@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pendulum
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import (
@@ -17,6 +18,8 @@ from airflow.sdk.exceptions import (
     DagRunTriggerException,
     TaskDeferred,
 )
+from airflow.timetables.base import TimeRestriction
+from airflow.timetables.trigger import CronTriggerTimetable
 
 from tests.unit.cluster import GPU, NAMESPACE, Cluster, record
 from tpu_migration.answers import answer_way_back
@@ -115,6 +118,36 @@ def test_a_blackout_is_no_time_for_a_canary(cluster):
     start = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).isoformat()
     with pytest.raises(AirflowSkipException, match="left alone: a blackout from"):
         CanaryOperator(task_id="canary", item=item(blackouts=[{"start": start, "hours": 2}])).execute(CONTEXT)
+
+
+def ticks(first: dt.datetime, last: dt.datetime):
+    """Return when Airflow's own timetable starts the canaries' DAG."""
+    schedule = DagBag(ROOT / "dags" / "tpu_canary_revalidation.py").dags["tpu_canary_revalidation"].schedule
+    timetable = CronTriggerTimetable(schedule, timezone="UTC")
+    span = TimeRestriction(earliest=pendulum.instance(first), latest=pendulum.instance(last), catchup=True)
+    before = None
+    while (info := timetable.next_dagrun_info(last_automated_data_interval=before, restriction=span)) is not None:
+        yield info.run_after
+        before = info.data_interval
+
+
+def test_the_schedule_runs_into_a_blackout_and_out_of_it(cluster, monkeypatch):
+    blackout = {"start": "2026-11-26T00:00:00-08:00", "hours": 48}
+    monkeypatch.setattr(CanaryOperator, "_run", lambda self, *given: "measured")
+    measured, skipped = [], []
+    for tick in ticks(dt.datetime(2026, 11, 25, tzinfo=dt.UTC), dt.datetime(2026, 11, 30, tzinfo=dt.UTC)):
+        monkeypatch.setattr(SystemClock, "now", lambda self, tick=tick: tick.timestamp())
+        try:
+            CanaryOperator(task_id="canary", item=item(blackouts=[blackout])).execute(CONTEXT)
+            measured.append(f"{tick:%d %H:%M}")
+        except AirflowSkipException:
+            skipped.append(f"{tick:%d %H:%M}")
+    assert skipped == [f"{day} {hour}:41" for day, hour in zip([26] * 2 + [27] * 4 + [28] * 2, WHEN, strict=True)]
+    assert measured[3:6] == ["25 18:41", "26 00:41", "26 06:41"]
+    assert measured[6] == "28 12:41"
+
+
+WHEN = ["12", "18", "00", "06", "12", "18", "00", "06"]
 
 
 def test_a_place_that_cannot_be_looked_at_is_red(cluster):
