@@ -3,8 +3,9 @@
 
 From wherever its migration stands. Before the commit users are sent home at once, also while a run moves them; that
 run then ends by itself and releases its TPUs. After the commit the GPUs are made whole first: machines where theirs
-are gone, the Deployment from the snapshot, every replica seen to answer. Users stay on the TPU meanwhile, and then
-move; the TPUs are released last.
+are gone, the Deployment from the snapshot, every replica seen to answer, and the peak carried within the limits of the
+policy `rescue`. Users stay on the TPU meanwhile, and then move; the TPUs are released last. A TPU that serves nobody
+any more is waited for by nobody: the first GPU replica that answers gets its users, unproven.
 
 The task `ask` goes on at once, unless the run was started to ask people first, as a canary that failed does.
 
@@ -20,7 +21,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param
 
 from tpu_migration.operators.ask import AskBackOperator
-from tpu_migration.operators.notices import MigrationNotifier
+from tpu_migration.operators.notices import UntoldNotifier
 from tpu_migration.operators.stage import StageOperator
 from tpu_migration.operators.urgent import urgent
 
@@ -35,6 +36,9 @@ PARAMS = {
         title="Reason", description="Goes into the record and the log; a canary that failed gives its finding"),
     "ask": Param(False, type="boolean", section="What to bring back",
         title="Ask first", description="Wait for people's word before anything is done; silence is a no"),
+    "prove": Param(True, type="boolean", section="What to bring back",
+        title="Prove the GPUs first", description="Users leave a TPU that serves only once the GPUs carried the peak "
+        "within include/policies/rescue.yaml; a TPU that serves nobody is never waited for"),
     "capacity": Param("on-demand", type="string", enum=["on-demand", "spot", "reservation"], section="GPUs",
         title="Capacity", description="Of machines to make where the source's node pools are gone"),
     "tpu_zone": Param(None, type=["null", "string"], maxLength=63, section="GPUs",
@@ -59,10 +63,8 @@ with DAG(
     params=PARAMS,
     doc_md=__doc__,
     tags=["tpu", "vllm", "migration"],
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=5), "on_failure_callback": UntoldNotifier()},
     render_template_as_native_obj=True,
-    # For what no stage could tell: its worker was killed, say.
-    on_failure_callback=MigrationNotifier("{{ dag.dag_id }}: a run failed", "{{ run_id }}", "failure"),
 ) as dag:
     ask = AskBackOperator(task_id="ask", response_timeout=timedelta(days=3), **urgent())
     ask >> StageOperator(task_id="gpu_fallback", **urgent())

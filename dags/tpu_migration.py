@@ -36,7 +36,7 @@ from airflow.sdk import DAG, Param, chain
 
 from tpu_migration.domain.plan import APPROVALS
 from tpu_migration.operators.ask import AskOperator
-from tpu_migration.operators.notices import MigrationNotifier
+from tpu_migration.operators.notices import UntoldNotifier
 from tpu_migration.operators.stage import StageOperator
 from tpu_migration.operators.urgent import urgent
 
@@ -139,10 +139,8 @@ with DAG(
     doc_md=__doc__,
     tags=["tpu", "vllm", "migration"],
     # No dagrun_timeout: it would skip the teardown too. Each stage has a timeout of its own.
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=5), "on_failure_callback": UntoldNotifier()},
     render_template_as_native_obj=True,
-    # For what no stage could tell: its worker was killed, say.
-    on_failure_callback=MigrationNotifier("{{ dag.dag_id }}: a run failed", "{{ run_id }}", "failure"),
 ) as dag:
     # The scheduler itself completes an empty task, so the teardown is armed without any worker.
     arm = EmptyOperator(task_id="arm").as_setup()

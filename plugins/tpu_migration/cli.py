@@ -123,22 +123,23 @@ def _approve_arguments(parser: argparse.ArgumentParser) -> None:
     _cluster_arguments(parser)
     parser.add_argument("workload", help="whose migration waits")
     parser.add_argument("--reject", action="store_true", help="say no")
-    parser.add_argument("--reason", default="", help="kept in the record beside the answer")
+    parser.add_argument("--reason", default="", help="kept beside the answer")
 
 
 def _approve(arguments: argparse.Namespace) -> int:
-    from tpu_migration.answers import answer, open_question
+    from tpu_migration.answers import WAY_BACK, answer, answer_way_back, open_question
     from tpu_migration.clients.kubernetes import from_environment
     from tpu_migration.clock import SystemClock
 
     kube, name = from_environment(), arguments.workload
-    what = open_question(kube, arguments.namespace, name)
+    what, run = open_question(kube, arguments.namespace, name)
     by = f"{os.environ.get('USER', 'a person')} at a terminal"
-    approved = not arguments.reject
-    answer(
-        kube, arguments.namespace, name, what, approved=approved, by=by, reason=arguments.reason, clock=SystemClock()
-    )
-    print(f"{name}: the {what} is {'approved' if approved else 'rejected'}; the run sees it at its next look.")
+    approved, reason, clock = not arguments.reject, arguments.reason, SystemClock()
+    if what == WAY_BACK:
+        answer_way_back(kube, arguments.namespace, name, run, approved=approved, by=by, reason=reason, clock=clock)
+    else:
+        answer(kube, arguments.namespace, name, what, approved=approved, by=by, reason=reason, clock=clock)
+    print(f"{name}: the {what} is {'approved' if approved else 'rejected'}; run {run} sees it at its next look.")
     return 0
 
 
@@ -299,7 +300,7 @@ COMMANDS: dict[str, Command] = {
         {0: "users are sent to the safe route", 1: "they are not; stderr says why: try again", **_USAGE},
     ),
     "approve": Command(
-        "answer what a migration waits for people to decide",
+        "answer what a migration, or the way back, waits for people to decide",
         _approve_arguments,
         _approve,
         {0: "the answer is in the record", 1: "nothing waits for one, or it was answered", **_USAGE},

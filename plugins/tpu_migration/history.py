@@ -53,10 +53,25 @@ class Canary:
 
 @dataclass(frozen=True)
 class Question:
-    """When people were asked about going back, and by which canary."""
+    """Whether to go back: when and by which canary people were asked, and their answer, None until there is one.
+
+    `back` is the run of `gpu_fallback` that waits for it. Unix seconds.
+    """
 
     at: float
     run: str
+    back: str = ""
+    approved: bool | None = None
+    by: str = ""
+    reason: str = ""
+    answered: float | None = None
+
+    @property
+    def told(self) -> str:
+        """Say the answer as a person reads it."""
+        if self.approved is None:
+            return "not answered yet"
+        return f"{'approved' if self.approved else 'rejected'} by {self.by}{f': {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,21 @@ class History:
     def since(self, proof: str) -> tuple[Canary, ...]:
         """Return the canaries that were held to one proof."""
         return tuple(each for each in self.canaries if each.proof == proof)
+
+    def asking(self, back: str, now: float) -> History:
+        """Return the history with the question of a run of `gpu_fallback`, unless it is there."""
+        if self.asked is not None and self.asked.back == back:
+            return self
+        return replace(self, asked=Question(now, "", back))
+
+    def answered(self, back: str, *, approved: bool, by: str, reason: str, now: float) -> History:
+        """Return the history with people's answer to that run; PermanentError if there is one: the first counts."""
+        asked = self.asked
+        if asked is None or asked.back != back:
+            raise PermanentError(f"run {back} of gpu_fallback asks nobody about {self.workload} any more")
+        if asked.approved is not None:
+            raise PermanentError(f"the way back of {self.workload} is {asked.told} already")
+        return replace(self, asked=replace(asked, approved=approved, by=by, reason=reason, answered=now))
 
     def with_canary(self, canary: Canary, engines: Mapping[str, Mapping[str, float]]) -> History:
         """Return the history with one canary more; the oldest go where there are too many."""

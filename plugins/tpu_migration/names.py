@@ -41,6 +41,11 @@ def history_name(workload: str) -> str:
     return f"{record_name(workload)}-history"
 
 
+def answers_name(workload: str) -> str:
+    """Return the name of the ConfigMap with the source's answers of the gate that passed."""
+    return f"{record_name(workload)}-answers"
+
+
 def run_hash(run_id: str) -> str:
     """Return 8 hex digits for a run id, which may hold characters that no Kubernetes name may."""
     return hashlib.sha256(run_id.encode()).hexdigest()[:8]

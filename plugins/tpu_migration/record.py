@@ -200,7 +200,7 @@ class Record:
         """Return the record of a committed migration on its way back: the source stands again, at full strength.
 
         The one way out of the phases after the commit. It makes the source the safe side, so whoever calls this has
-        just seen every one of its replicas serve.
+        just seen every one of its replicas serve; or one, where the target serves nobody.
         """
         if self.phase not in AFTER_COMMIT:
             raise PermanentError(f"a migration that is {self.phase} falls back without being taken back")

@@ -6,7 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tpu_migration.answers import WAY_BACK
 from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.clock import iso
+from tpu_migration.domain.phases import AFTER_COMMIT
+from tpu_migration.errors import PermanentError
+from tpu_migration.history import Histories
 from tpu_migration.record import Attempt, Record, told
 from tpu_migration.restore import observed_percent, observed_safe_route
 
@@ -36,6 +41,23 @@ def attempt_state(attempt: Attempt) -> str:
     return attempt.error or ("its nodes are ready" if attempt.ended else "under way")
 
 
+def _canaries(kube: Kubernetes, record: Record) -> list[str]:
+    """Say when the workload was tried last, with what outcome, and what has drifted; and what people are asked."""
+    try:
+        history = Histories(kube, record.namespace, record.workload).read()
+    except PermanentError as error:
+        return [f"  canary     {error}"]
+    lines = []
+    if history.canaries:
+        last = history.canaries[-1]
+        of_this = "" if last.proof == record.run_id else f" (held to an earlier run, {last.proof})"
+        lines.append(f"  canary     {iso(last.at)} {last.outcome}{of_this}: {last.sentence}")
+        lines += [f"  drift      {finding}" for finding in last.findings]
+    if history.asked and history.asked.back and record.phase in AFTER_COMMIT:
+        lines.append(f"  approval   {WAY_BACK}: {history.asked.told} (run {history.asked.back} of gpu_fallback)")
+    return lines
+
+
 def describe(kube: Kubernetes, record: Record) -> str:
     """Return the record as a person reads it."""
     route: Mapping[str, int] = observed_route(kube, record)
@@ -53,6 +75,7 @@ def describe(kube: Kubernetes, record: Record) -> str:
         lines.append(f"  now        {record.waiting}")
     if record.verdict:
         lines.append(f"  verdict    {record.verdict['outcome']}: {record.verdict['sentence']}")
+    lines += _canaries(kube, record)
     if record.fallback:
         lines.append(f"  fallback   {record.fallback.reason} (by {record.fallback.actor})")
     if record.way_back:

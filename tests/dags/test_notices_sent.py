@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import BaseHook, Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from tpu_migration.hooks import notices
 from tpu_migration.hooks.notices import CONN_ID, Sender, _Services
 from tpu_migration.notices import Notice
-from tpu_migration.operators.notices import MigrationNotifier
+from tpu_migration.operators.notices import UntoldNotifier
 
 
 @pytest.fixture
@@ -163,12 +163,18 @@ def test_a_text_is_cut_to_what_is_read_on_a_phone():
     assert len(Notice("t", "x" * 5000).short().body) == 600
 
 
-def test_a_run_that_fails_as_a_whole_is_told_by_airflow_itself(monkeypatch):
+def test_a_task_whose_worker_died_is_told_by_airflow_and_a_stage_that_failed_is_not_told_twice(monkeypatch):
     told: list[Notice] = []
     monkeypatch.setattr(notices, "tell", told.append)
     monkeypatch.setattr(notices, "flush", lambda: None)
     for name in ("tpu_migration", "gpu_fallback"):
-        callback = DagBag("dags").dags[name].on_failure_callback
-        assert isinstance(callback, MigrationNotifier)
+        dag = DagBag("dags").dags[name]
+        assert not dag.on_failure_callback
+        for task in dag.tasks:
+            (callback,) = task.on_failure_callback
+            assert isinstance(callback, UntoldNotifier)
+    callback.notify({"exception": AirflowFailException("the benchmark gate: FAIL")})
+    assert told == []
     callback.notify({})
-    assert told[0].kind == "failure"
+    callback.notify({"exception": RuntimeError("killed")})
+    assert [each.kind for each in told] == ["failure", "failure"]

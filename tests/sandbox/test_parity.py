@@ -9,7 +9,7 @@ import json
 import pytest
 from engine_harness import H100, H100_FLAGS, TPU, TPU_FLAGS, running
 
-from tpu_migration.bench import parity
+from tpu_migration.bench import answers, parity
 from tpu_migration.domain.gate.quality import checks
 from tpu_migration.domain.gate.sections import Quality
 
@@ -62,6 +62,41 @@ async def test_a_tpu_that_gives_other_answers_is_found_out(tmp_path):
         found = await compare(gpu, tpu, tmp_path / "out", "--forced")
     assert outcomes(found)["quality_kl_mean"] == "fail"
     assert outcomes(found)["quality_top1"] == "fail"
+
+
+async def test_answers_that_were_kept_stand_in_for_a_gpu_that_is_gone(tmp_path):
+    kept, faults = tmp_path / "answers", tmp_path / "faults.json"
+    async with running(H100_FLAGS, H100) as gpu, running(TPU_FLAGS, TPU) as tpu:
+        kept.write_text(answers.render((await compare(gpu, tpu, tmp_path / "out")).answers))
+        live = await compare(gpu, tpu, tmp_path / "live", "--answers-only")
+    async with running(TPU_FLAGS, {**TPU, "SANDBOX_FAULTS": str(faults)}) as tpu:
+        alike = await hold(tpu, kept, tmp_path / "alike")
+        faults.write_text(json.dumps({"wrong-answers": {}}))
+        tpu.core.apply_faults()
+        other = await hold(tpu, kept, tmp_path / "other")
+    for found in (live, alike):
+        assert len(found.prompts) == QUALITY.prompts
+        assert all(each.kl for each in found.prompts)
+        assert "fail" not in outcomes(found).values()
+        assert (found.tasks, found.features) == ((), ()), "users are there: nothing odd is asked"
+    assert outcomes(other)["quality_kl_mean"] == "fail"
+    assert outcomes(other)["quality_top1"] == "fail"
+
+
+async def hold(tpu, kept, out) -> parity.Parity:
+    args = options(
+        f"--answers={kept}", f"--candidate-url={tpu.base}", "--model=google/gemma-3-27b-it", "--prompts=16",
+        "--tokens=16", f"--out={out}", "--answers-only",
+    )  # fmt: skip
+    assert await asyncio.to_thread(parity.main, args) == 0
+    return parity.parse(out.read_text())
+
+
+def test_answers_that_were_cut_end_with_2(tmp_path, capsys):
+    (tmp_path / "answers").write_text("{}\n")
+    words = [f"--answers={tmp_path / 'answers'}", "--candidate-url=u", "--model=m", "--out=-"]
+    assert parity.main(options(*words)) == 2
+    assert "the run did not end" in capsys.readouterr().err
 
 
 async def test_a_tpu_that_takes_images_is_never_asked_for_prompt_logprobs(tmp_path):

@@ -13,12 +13,14 @@ from tests.simulation.harness import Calls, Killed, Phase, Scene
 from tests.simulation.test_gpu_fallback import fallback_run
 from tpu_migration.clients.gke import NodePools
 from tpu_migration.clients.kubernetes import Kubernetes
+from tpu_migration.domain.gate.sections import Quality
 from tpu_migration.domain.plan import Plan
 from tpu_migration.drive import drive
 from tpu_migration.history import Histories, History
 from tpu_migration.lease import Holder, Lease
-from tpu_migration.names import canary_lease
-from tpu_migration.stages import CANARY
+from tpu_migration.names import answers_name, canary_lease
+from tpu_migration.resources import policy
+from tpu_migration.stages import CANARY, canary, gate
 from tpu_migration.stages.base import Context, Done, Failed
 from tpu_migration.stages.run import StageRun
 
@@ -67,6 +69,15 @@ def scene() -> Scene:
     return migrated()
 
 
+@pytest.fixture
+def answering(monkeypatch) -> None:
+    """Let the demo's policy compare answers: the others' load would take the test's time."""
+    demo = policy("demo")
+    comparing = replace(demo, quality=Quality(prompts=16, tokens=32, kl_quantile=0.95, top1_agreement=0.9))
+    for stage in (gate, canary):
+        monkeypatch.setattr(stage, "policy_named", lambda name: comparing)
+
+
 def days_pass(scene: Scene, days: float) -> None:
     """Let days pass without users, whose requests would take the test's time."""
     rate, scene.world.traffic.rate_rps = scene.world.traffic.rate_rps, 0.0
@@ -86,11 +97,11 @@ def test_a_healthy_workload_passes_and_the_canary_leaves_only_its_history(scene)
     ended = look(scene)
     assert isinstance(ended, Done), ended
     assert ended.result["outcome"] == "pass", ended.result
-    (canary,) = history(scene).canaries
-    assert canary.proof == record.run_id
-    assert canary.identity.version == "0.32.0"
-    assert canary.figures["ttft_p95_since_pass"].value < canary.figures["ttft_p95_since_pass"].limit
-    assert canary.usd_per_hour > 0
+    (seen,) = history(scene).canaries
+    assert seen.proof == record.run_id
+    assert seen.identity.version == "0.32.0"
+    assert seen.figures["ttft_p95_since_pass"].value < seen.figures["ttft_p95_since_pass"].limit
+    assert seen.usd_per_hour > 0
     assert (jobs(scene), scene.record, scene.world.traffic.weights()) == ([], record, before)
     scene.assert_nobody_noticed()
 
@@ -204,6 +215,63 @@ def test_a_slow_creep_is_told_days_before_it_reaches_the_limit(scene):
     assert last.outcome == "warn"
     assert "tpot_p95_since_pass rises by" in last.sentence
     scene.assert_nobody_noticed()
+
+
+def test_what_is_compiled_before_the_first_canary_counts_from_the_gate(scene):
+    for pod in scene.world.traffic.ready_engines(TARGET):
+        pod.compiled += 2
+    ended = look(scene)
+    assert isinstance(ended, Done)
+    assert ended.result["outcome"] == "warn"
+    assert "4 programs were compiled since it passed the gate" in ended.result["sentence"]
+
+
+# ------------------------------------------------------------------------------------------ answers
+
+
+def test_with_the_gpus_gone_answers_are_held_to_those_of_the_pass(answering):
+    scene = migrated()
+    ended = look(scene)
+    assert isinstance(ended, Done), ended
+    assert ended.result["outcome"] == "pass", ended.result
+    assert ended.result["sentence"].endswith("its answers are the source's at the pass")
+    assert history(scene).canaries[0].figures["quality_kl_mean"].value < 0.01
+    assert jobs(scene) == []
+
+
+def test_with_the_gpus_kept_answers_are_held_to_theirs_of_now_too(answering):
+    scene = migrated(source_release="keep")
+    ended = look(scene)
+    assert isinstance(ended, Done), ended
+    assert ended.result["sentence"].endswith("its answers are the source's at the pass and the live source's")
+
+
+def test_a_tpu_that_gives_other_answers_fast_and_without_errors_fails(answering):
+    scene = migrated()
+    scene.world.faults.set("wrong-answers")
+    ended = look(scene)
+    assert isinstance(ended, Failed)
+    assert ended.kind == "drift"
+    assert "failed 2 times, minutes apart: its answers are not the source's at the pass: mean KL" in ended.reason
+    scene.assert_nobody_noticed()
+
+
+def test_answers_that_cannot_be_compared_are_a_warning(answering):
+    scene = migrated()
+    broken = {"data": {"answers.jsonl": "cut in the mid"}}
+    scene.world.client.patch("configmaps", NAMESPACE, answers_name(WORKLOAD), broken)
+    ended = look(scene)
+    assert isinstance(ended, Done), ended
+    assert ended.result["outcome"] == "warn"
+    assert "the answers were not compared with the source's at the pass: Job" in ended.result["sentence"]
+
+
+def test_answers_of_another_pass_are_no_measure(answering):
+    scene = migrated()
+    scene.world.client.patch(
+        "configmaps", NAMESPACE, answers_name(WORKLOAD), {"data": {"about.json": '{"run": "other"}'}}
+    )
+    assert "compared with nobody's" in look(scene).result["sentence"]
 
 
 # ----------------------------------------------------------------------------- whom it gives way to

@@ -9,7 +9,9 @@ from tests.simulation.harness import Airflow, Phase, Scene
 from tests.simulation.test_canary import canary_run, drive_through, migrated
 from tests.simulation.test_gpu_fallback import fallback_run
 from tpu_migration.answers import answer
+from tpu_migration.domain.gate import Verdict
 from tpu_migration.notices import Notice
+from tpu_migration.stages import gate
 from tpu_migration.stages.base import Context
 
 
@@ -42,10 +44,32 @@ def test_a_fall_back_is_told_with_its_reason(heard):
     scene = Scene()
     scene.world.faults.set("slow-tpu")
     scene.airflow().run()
-    told = titles(heard)
-    assert told.index("gate failed") < told.index("fell back")
+    assert titles(heard) == ["migration begins", "TPU is warm", "gate failed", "fell back"], "one an event"
     (fell,) = [each for each in heard if each.title.endswith("fell back")]
     assert "the benchmark gate: FAIL" in fell.body
+
+
+def test_users_who_are_sent_home_in_mid_shift_are_told_of_once_with_why_and_once_at_the_end(heard):
+    scene = Scene()
+    scene.when_percent(50, lambda: scene.world.faults.set("slow-tpu", {"factor": 20}))
+    scene.airflow().run()
+    assert scene.record.phase is Phase.FALLEN_BACK
+    assert titles(heard)[-2:] == ["shift failed", "fell back"]
+    assert [each.kind for each in heard].count("failure") == 1
+
+
+def test_a_run_that_is_refused_is_told_once(heard):
+    scene = Scene()
+    assert not scene.airflow(peak_rps=0).run().green
+    assert titles(heard) == ["preflight failed"]
+
+
+def test_a_verdict_that_stays_open_is_told_once_as_what_became_of_it(heard, monkeypatch):
+    open_ = Verdict("inconclusive", (), "demo", "", "INCONCLUSIVE: too little was seen")
+    monkeypatch.setattr(gate, "judge", lambda *given, **more: open_)
+    scene = Scene()
+    assert not scene.airflow().run().green
+    assert titles(heard) == ["migration begins", "TPU is warm", "held"]
 
 
 def test_going_back_after_the_commit_is_told_with_who_asked_for_it(heard):

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.cluster import GPU, NAMESPACE, Cluster
+from tests.unit.cluster import GPU, NAMESPACE, Cluster, record
+from tpu_migration.cli import main
+from tpu_migration.clients import kubernetes
 from tpu_migration.domain.canary import (
     FAIL,
     PASS,
@@ -22,9 +24,11 @@ from tpu_migration.domain.canary import (
     settled,
 )
 from tpu_migration.domain.gate import ArmEvents, ClientHealth, RequestResult, canary_block, judge_canary
+from tpu_migration.domain.phases import Phase
 from tpu_migration.domain.trend import DAY_S, towards
+from tpu_migration.domain.warmth import WarmUp, padding_findings
 from tpu_migration.errors import PermanentError
-from tpu_migration.history import Canary, Figure, Histories, Identity
+from tpu_migration.history import Canary, Figure, Histories, Identity, Question, _parse
 from tpu_migration.names import history_name
 from tpu_migration.resources import policy
 
@@ -33,6 +37,14 @@ GOOD = ClientHealth(1.0, 1.0, 1.0)
 
 def looks(*outcomes):
     return [Look(outcome, f"{outcome} {number}") for number, outcome in enumerate(outcomes, 1)]
+
+
+def test_other_paddings_than_those_that_were_warmed_are_told_and_a_log_without_them_is_not():
+    warmed = WarmUp("16x1", "live", token_buckets=(16, 32), batch_buckets=(8,))
+    (told,) = padding_findings(warmed, (16, 32, 64), (8,))
+    assert told.startswith("steps are padded to 16, 32, 64 tokens, and were to 16, 32 when it was warmed up")
+    assert padding_findings(warmed, (), ()) == []
+    assert padding_findings(warmed, (16, 32), (8,)) == []
 
 
 # -------------------------------------------------------------------------------------- conclusions
@@ -231,3 +243,72 @@ def test_one_that_cannot_be_read_is_not_written_over(cluster, histories, text):
     cluster.kube.create({**body, "data": {"history.json": text}})
     with pytest.raises(PermanentError, match=r"cannot be read .* delete it"):
         histories.update(lambda found: found.with_canary(canary(), {}))
+
+
+# ------------------------------------------------------------------------------- what people see and say
+
+
+def kept(cluster, **changes):
+    """Keep one canary that warned, and a question of the way back."""
+    seen = Canary(0.0, "c-1", "run-1", WARN, "all within the limits, but ttft rises", ("ttft rises",), {}, None, 1, 2)
+    histories = Histories(cluster.kube, NAMESPACE, GPU)
+    histories.update(lambda found: replace(found.with_canary(seen, {}), **changes))
+    return histories
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    made = Cluster()
+    made.records.begin(record(Phase.MIGRATED))
+    monkeypatch.setattr(kubernetes, "from_environment", lambda: made.kube)
+    monkeypatch.setenv("USER", "ada")
+    return made
+
+
+def test_status_shows_the_last_canary_what_has_drifted_and_what_people_are_asked(terminal, capsys):
+    assert main(["status", GPU, "--namespace", NAMESPACE]) == 0
+    assert "canary" not in capsys.readouterr().out
+    kept(terminal, asked=Question(1.0, "c-1", "back-1"))
+    assert main(["status", GPU, "--namespace", NAMESPACE]) == 0
+    lines = [each.strip() for each in capsys.readouterr().out.splitlines()]
+    assert "canary     1970-01-01T00:00:00Z warn: all within the limits, but ttft rises" in lines
+    assert "drift      ttft rises" in lines
+    assert "approval   way back: not answered yet (run back-1 of gpu_fallback)" in lines
+
+
+def test_a_history_that_cannot_be_read_hides_no_migration(terminal, capsys):
+    terminal.kube.create(
+        {
+            "apiVersion": "v1", "kind": "ConfigMap", "data": {"history.json": "{"},
+            "metadata": {"name": history_name(GPU), "namespace": NAMESPACE},
+        }
+    )  # fmt: skip
+    assert main(["status", GPU, "--namespace", NAMESPACE]) == 0
+    assert "cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argv", "approved"), [([], True), (["--reject"], False)])
+def test_the_way_back_is_answered_at_a_terminal_once(terminal, capsys, argv, approved):
+    histories = kept(terminal, asked=Question(1.0, "c-1", "back-1"))
+    assert main(["approve", GPU, "--namespace", NAMESPACE, "--reason", "slow", *argv]) == 0
+    assert "run back-1 sees it" in capsys.readouterr().out
+    said = histories.read().asked
+    assert (said.approved, said.by, said.reason) == (approved, "ada at a terminal", "slow")
+    assert main(["approve", GPU, "--namespace", NAMESPACE]) == 1
+    assert "waits for nobody's word" in capsys.readouterr().err
+    with pytest.raises(PermanentError, match="by ada at a terminal: slow already"):
+        histories.update(lambda found: found.answered("back-1", approved=True, by="bob", reason="", now=2.0))
+    with pytest.raises(PermanentError, match="run other of gpu_fallback asks nobody"):
+        histories.update(lambda found: found.answered("other", approved=True, by="bob", reason="", now=2.0))
+
+
+def test_a_question_of_a_workload_that_went_back_is_open_no_more(terminal, capsys):
+    kept(terminal, asked=Question(1.0, "c-1", "back-1"))
+    terminal.records.force(lambda found: replace(found, phase=Phase.FALLEN_BACK))
+    assert main(["approve", GPU, "--namespace", NAMESPACE]) == 1
+    assert "is fallen_back and waits for nobody's word" in capsys.readouterr().err
+
+
+def test_a_question_that_an_older_version_kept_is_read():
+    old = {"workload": GPU, "canaries": [], "engines": {}, "asked": {"at": 1.0, "run": "c-1"}, "schema_version": 1}
+    assert _parse(json.dumps(old)).asked == Question(1.0, "c-1")

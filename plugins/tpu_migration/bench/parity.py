@@ -2,7 +2,8 @@
 
 The baseline answers greedily with log probabilities, one question at a time and again several at a time: how far
 those two are apart is the noise floor. Its answers are then forced on the candidate, never the other way round: only
-the candidate, which has no users yet, is asked for `prompt_logprobs`, which have killed live engines.
+the candidate, which has no users yet, is asked for `prompt_logprobs`, which have killed live engines. A candidate that
+has users by now is held to answers that were kept of the baseline, or asked beside it, in ordinary completions alone.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from tpu_migration.bench import features
+from tpu_migration.bench import answers, features
 from tpu_migration.bench.completions import Greedy, NoAnswerError, RefusedError, Server
 from tpu_migration.bench.options import count, header
 from tpu_migration.bench.questions import MOST, questions
 from tpu_migration.bench.sealed import ResultCorrupt, encode, read_object, seal, unseal
 from tpu_migration.domain.gate.parity import (
+    Answer,
     FeatureParity,
     Parity,
     PromptParity,
@@ -76,8 +78,17 @@ def read_tasks(text: str) -> list[Task]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tpu-migration parity`."""
-    parser.add_argument("--url", required=True, help="the baseline's address, without /v1")
-    parser.add_argument("--candidate-url", required=True, help="the candidate's; it must have no users yet")
+    baseline = parser.add_mutually_exclusive_group(required=True)
+    baseline.add_argument("--url", help="the baseline's address, without /v1")
+    baseline.add_argument("--answers", type=Path, metavar="FILE", help="answers that were kept of the baseline")
+    parser.add_argument(
+        "--candidate-url", required=True, help="the candidate's; it must have no users yet, but for --answers-only"
+    )
+    parser.add_argument(
+        "--answers-only",
+        action="store_true",
+        help="ordinary completions and nothing else, a request at a time: the candidate has users",
+    )
     parser.add_argument("--model", required=True, help="the served model name")
     parser.add_argument("--header", action="append", default=[], type=header, metavar="K=V", help="for the baseline")
     parser.add_argument("--prompts", type=count, default=64, help=f"how many questions, at most {MOST}")
@@ -100,11 +111,12 @@ def main(args: argparse.Namespace) -> int:
         return 2
     try:
         tasks = read_tasks(args.tasks.read_text(encoding="utf-8")) if args.tasks else []
+        known = answers.parse(args.answers.read_text(encoding="utf-8")) if args.answers else ()
     except (OSError, ValueError) as error:
-        print(f"parity: {args.tasks}: {error}", file=sys.stderr)
+        print(f"parity: {args.tasks or args.answers}: {error}", file=sys.stderr)
         return 2
     try:
-        text = render(asyncio.run(_measure(args, tasks)))
+        text = render(asyncio.run(_hold_to(args, known) if args.answers else _measure(args, tasks)))
     except NoAnswerError as error:
         print(f"parity: no answer from {error}", file=sys.stderr)
         return 1
@@ -121,7 +133,10 @@ async def _measure(args: argparse.Namespace, tasks: Sequence[Task]) -> Parity:
         baseline = Server(client, args.url, args.model, dict(args.header))
         candidate = Server(client, args.candidate_url, args.model, {})
         asked = questions(args.prompts, args.seed)
-        found = await _compare(baseline, candidate, asked, args.tokens, args.top, forced=args.forced)
+        forced = args.forced and not args.answers_only
+        found = await _compare(baseline, candidate, asked, args.tokens, args.top, forced=forced)
+        if args.answers_only:
+            return found
         right = [
             TaskParity(
                 each.id, each.is_right(await _reply(baseline, each)), each.is_right(await _reply(candidate, each))
@@ -129,7 +144,23 @@ async def _measure(args: argparse.Namespace, tasks: Sequence[Task]) -> Parity:
             for each in tasks
         ]
         probed = await features.compare(baseline, candidate)
-    return Parity(found.prompts, tuple(right), tuple(probed), found.reduced, found.distributions)
+    return replace(found, tasks=tuple(right), features=tuple(probed))
+
+
+async def _hold_to(args: argparse.Namespace, known: Sequence[Answer]) -> Parity:
+    """Compare with answers that were kept: what the candidate says to each prompt, and how it would go on."""
+    reduced = [_NOT_FORCED]
+    prompts = []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as client:
+        candidate = Server(client, args.candidate_url, args.model, {})
+        for index, each in enumerate(known[: args.prompts]):
+            theirs = Greedy(each.tokens[: args.tokens], each.tops[: args.tokens], "")
+            ours = await candidate.greedy(each.prompt, args.tokens, args.top)
+            before = await candidate.tokenize(each.prompt)
+            tops = await _seen_by(candidate, before, list(theirs.tokens), args.top, reduced)
+            found = compared(f"{index}", theirs, theirs, tops, len(ours.tokens))
+            prompts.append(replace(found, noise_kl=each.noise_kl, noise_agree=each.noise_agree))
+    return Parity(tuple(prompts), reduced=tuple(reduced))
 
 
 async def _reply(server: Server, task: Task) -> str:
@@ -160,7 +191,12 @@ async def _compare(
         theirs = list(answer.tokens)[: _LONGEST - len(before)]
         tops = await _seen_by(candidate, before, theirs, top, reduced)
         prompts.append(compared(f"{index}", answer, again[index], tops, len(ours[index].tokens)))
-    return Parity(tuple(prompts), reduced=tuple(reduced), distributions=any(each.tops for each in alone))
+    return Parity(
+        tuple(prompts),
+        reduced=tuple(reduced),
+        distributions=any(each.tops for each in alone),
+        answers=answers.kept(asked, alone, prompts),
+    )
 
 
 async def _without_distributions(baseline: Server, candidate: Server, prompt: str, tokens: int) -> Greedy:
@@ -213,6 +249,7 @@ def render(parity: Parity) -> str:
                 if name in fields:
                     fields[name] = [round(value, 6) for value in fields[name]]
             lines.append(encode({"kind": kind, **fields}))
+    lines += [encode({"kind": "answer", **each}) for each in answers.written(parity.answers)]
     return seal(lines, {"reduced": list(parity.reduced), "distributions": parity.distributions})
 
 
@@ -220,13 +257,17 @@ def parse(text: str) -> Parity:
     """Read the evidence back, also out of a pod's log; raises ResultCorrupt for one that is not whole."""
     lines, summary = unseal(text)
     found: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
+    kept: list[Answer] = []
     for line in lines:
         data = read_object(line)
         kind = str(data.pop("kind", ""))
         try:
+            if kind == "answer":
+                kept.append(answers.read(data))
+                continue
             fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
             found[kind].append(_KINDS[kind](**fields))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ResultCorrupt(f"a line is no evidence ({error}): {line[:80]!r}") from error
     return Parity(
         tuple(found["prompt"]),
@@ -234,4 +275,5 @@ def parse(text: str) -> Parity:
         tuple(found["feature"]),
         tuple(summary.get("reduced") or ()),
         bool(summary.get("distributions", True)),
+        tuple(kept),
     )

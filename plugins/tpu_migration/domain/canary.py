@@ -10,6 +10,7 @@ from tpu_migration.domain.trend import DAY_S, towards
 
 PASS, WARN, FAIL, UNDECIDED = "pass", "warn", "fail", "undecided"
 MOST_LOOKS = 3
+KEPT_UNITS = ("ms", "share", "nats")  # of figures in the history
 _UNDECIDED_LIMIT = 3  # canaries in a row: who cannot see for so long must say so
 _PRICE_TOLERANCE = 0.01
 _SETTLED = {FAIL: 2, PASS: 1}  # a failure must be seen twice, minutes apart: a hiccup of the Gateway is none
@@ -101,7 +102,7 @@ def trend_findings(series: Mapping[str, Sequence[tuple[float, float]]], checks: 
     """
     found = []
     for check in checks:
-        if check.limit is None or check.unit not in ("ms", "share") or check.name == "goodput":
+        if check.limit is None or check.unit not in KEPT_UNITS or check.name == "goodput":
             continue
         trend = towards(series.get(check.name, ()), check.limit)
         if trend:

@@ -81,6 +81,17 @@ class WarmUp:
         return asdict(self)
 
 
+def padding_findings(warm_up: WarmUp, token_buckets: Sequence[int], batch_buckets: Sequence[int]) -> list[str]:
+    """Say where an engine pads its steps to other sizes than it was warmed for; a log that does not tell is none."""
+    pairs = (("tokens", warm_up.token_buckets, token_buckets), ("requests", warm_up.batch_buckets, batch_buckets))
+    return [
+        f"steps are padded to {', '.join(map(str, now))} {what}, and were to {', '.join(map(str, then))} when it was "
+        "warmed up: users may meet shapes that nothing has driven"
+        for what, then, now in pairs
+        if then and now and tuple(then) != tuple(now)
+    ]
+
+
 # ------------------------------------------------------------------------------------ windows
 
 

@@ -16,8 +16,9 @@ from tpu_migration.stages import stage_named
 from tpu_migration.stages.base import Context
 from tpu_migration.stages.run import StageRun
 
-# Parameters that are no part of the plan: why a run was started, and whether people are asked first.
-WHY, ASK = "why", "ask"
+# Parameters that are no part of the plan: why a run was started, whether people are asked first, and whether GPUs are
+# proven before users come back to them.
+WHY, ASK, PROVE = "why", "ask", "prove"
 
 
 def plan_from(params: Mapping[str, Any]) -> Plan:
@@ -31,7 +32,7 @@ def plan_from(params: Mapping[str, Any]) -> Plan:
 def stage_run(stage: str, params: Mapping[str, Any], run_id: str, attempt: int) -> StageRun:
     """Return a stage ready to be stepped, its clients made from the plan's connection."""
     found = stage_named(stage)
-    plan = plan_from({key: value for key, value in params.items() if key not in (WHY, ASK)})
+    plan = plan_from({key: value for key, value in params.items() if key not in (WHY, ASK, PROVE)})
     hook = MigrationHook(plan)
     context = Context.create(
         plan,
@@ -44,6 +45,7 @@ def stage_run(stage: str, params: Mapping[str, Any], run_id: str, attempt: int) 
         permissions=hook.permissions(),
         tell=tell,
         why=str(params.get(WHY) or ""),
+        proves_gpus=bool(params.get(PROVE, True)),
         lease_name=found.lease_name(plan.workload) if found.lease_name else "",
     )
     return StageRun(found, context)

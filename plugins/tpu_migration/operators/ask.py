@@ -14,35 +14,92 @@ from tpu_migration.operators.notices import MigrationNotifier
 
 APPROVE, REJECT = "Approve", "Reject"
 _TRIES, _PAUSE_S = 30, 2.0
+_WHERE = ("project_id", "location", "cluster", "namespace", "workload", "gcp_conn_id")
 
 
 class AskBackOperator(HITLOperator):  # type: ignore[misc]
     """Ask people before GPUs come back, where the run says so by its parameter `ask`; silence is a no.
 
-    After a no what follows is skipped, and the run is green: nothing was to be done.
+    The question stands in the canaries' history, too, where `tpu-migration approve` answers it; whichever answer
+    comes first counts. After a no what follows is skipped, and the run is green: nothing was to be done. A cluster
+    that does not answer leaves the question to Airflow alone.
     """
 
     def __init__(self, *, params: Any = None, **kwargs: Any) -> None:
         subject = "Bring users back to their GPUs?"
-        notice = MigrationNotifier("{{ params.workload }}: back to the GPUs?", "{{ params.why or '' }}", "warning")
+        notice = MigrationNotifier(
+            "{{ params.workload }}: back to the GPUs?",
+            "{{ params.why or '' }} Answer in Airflow, or `tpu-migration approve {{ params.workload }}`.",
+            "warning",
+        )
         super().__init__(subject=subject, options=[APPROVE, REJECT], defaults=[REJECT], notifiers=[notice], **kwargs)
 
     def execute(self, context: Mapping[str, Any]) -> Any:
         """Ask with the run's reason in the text, or go on where nobody is to be asked."""
-        params = context["params"]
+        from tpu_migration.clock import SystemClock
+        from tpu_migration.triggers.answer import WayBackTrigger
+
+        params, run_id = dict(context["params"]), context["run_id"]
         if not params["ask"]:
             return "nobody is to be asked"
+        now = SystemClock().now()
+        asked = self._history(params, lambda found: found.asking(run_id, now))
+        if asked is not None and asked.approved is not None:  # at a terminal, before this task ran
+            return self._follow(asked.approved, asked.by)
         self.subject = f"Bring users of {params['workload']} back to their GPUs?"
-        self.body = str(params["why"] or "")
-        return super().execute(context)
+        self.body = f"{params['why'] or ''}\n\nAt a terminal: `tpu-migration approve {params['workload']}`"
+        try:
+            return super().execute(context)
+        except TaskAwaitingInput:
+            # As below: a deferred task takes Airflow's answer, too, and ends without it.
+            began = asked.at if asked is not None else now
+            until = began + self.response_timeout.total_seconds()
+            plain = {key: params[key] for key in _WHERE if key in params}
+            self.defer(trigger=WayBackTrigger(plain, run_id, "way back", until), method_name="execute_complete")
 
     def execute_complete(self, context: Mapping[str, Any], event: dict[str, Any]) -> Any:
-        """Go on at a yes; skip what follows at a no."""
-        given = super().execute_complete(context, event)
-        user = (given["responded_by_user"] or {}).get("name") or "nobody in time"
-        if given["chosen_options"] != [APPROVE]:
-            raise AirflowSkipException(f"rejected by {user}: users stay where they are")
-        return f"approved by {user}"
+        """Go on at a yes; skip what follows at a no. The history has the answer wherever it was given."""
+        from tpu_migration.clock import SystemClock
+
+        approved, by, reason = False, "nobody", "no answer in time"
+        if "settled" in event:
+            self.log.info("%s", event["settled"])
+        else:
+            given = super().execute_complete(context, event)
+            user = (given["responded_by_user"] or {}).get("name")
+            approved = given["chosen_options"] == [APPROVE]
+            by, reason = (f"{user} in Airflow", "") if user else ("nobody", "no answer in time")
+        run_id, now = context["run_id"], SystemClock().now()
+
+        def write(found: Any) -> Any:
+            if found.asked is None or found.asked.back != run_id or found.asked.approved is not None:
+                return found  # somebody was quicker, and the first answer counts
+            return found.answered(run_id, approved=approved, by=by, reason=reason, now=now)
+
+        asked = self._history(dict(context["params"]), write)
+        if asked is not None and asked.back == run_id and asked.approved is not None:
+            approved, by = asked.approved, asked.by
+        return self._follow(approved, by)
+
+    def _history(self, params: Mapping[str, Any], change: Any) -> Any:
+        """Change the history and return its question; None where the cluster does not answer."""
+        from tpu_migration.errors import MigrationError
+        from tpu_migration.history import Histories
+        from tpu_migration.hooks.migration import MigrationHook
+        from tpu_migration.hooks.run import plan_from
+
+        try:
+            plan = plan_from({key: params[key] for key in _WHERE if key in params})
+            return Histories(MigrationHook(plan).kubernetes(), plan.namespace, plan.workload).update(change).asked
+        except MigrationError as error:
+            self.log.warning("the question is in Airflow alone: %s", error)
+            return None
+
+    @staticmethod
+    def _follow(approved: bool, by: str) -> str:
+        if not approved:
+            raise AirflowSkipException(f"rejected by {by}: users stay where they are")
+        return f"approved by {by}"
 
 
 class AskOperator(HITLOperator):  # type: ignore[misc]
@@ -113,6 +170,8 @@ class AskOperator(HITLOperator):  # type: ignore[misc]
         from tpu_migration.clock import SystemClock
         from tpu_migration.errors import TransientError
         from tpu_migration.hooks.migration import MigrationHook
+        from tpu_migration.hooks.notices import flush, tell
+        from tpu_migration.notices import FAILURE, Notice
 
         plan, run_id = self._plan(self._params(context)), context["run_id"]
         for left in reversed(range(_TRIES)):
@@ -124,9 +183,10 @@ class AskOperator(HITLOperator):  # type: ignore[misc]
                 return
             except TransientError as error:
                 if not left:
-                    raise AirflowFailException(
-                        f"the answer could not be written: {error}; say it with `tpu-migration approve`"
-                    ) from error
+                    lost = f"the answer could not be written: {error}; say it with `tpu-migration approve`"
+                    tell(Notice(f"{plan.workload}: an answer is lost", lost, FAILURE))
+                    flush()
+                    raise AirflowFailException(lost) from error
                 time.sleep(_PAUSE_S)
 
     @staticmethod

@@ -86,8 +86,10 @@ class GoBackOperator(TriggerDagRunOperator):  # type: ignore[misc]
             raise AirflowSkipException("on_fail is alert: people were told, and nothing is done")
         ask, now = place.on_fail == ASK, SystemClock().now()
         asked, patience_s = history.asked, plan_from(record.plan).approval_timeout_s
-        if ask and asked and asked.run != run_id and now - asked.at < patience_s:
-            raise AirflowSkipException(f"people were asked by {asked.run} already")
+        # A yes after which it still is on TPU came to nothing, and people are asked anew.
+        known = asked is not None and asked.run != run_id and asked.approved is not True
+        if ask and asked and known and now - asked.at < patience_s:
+            raise AirflowSkipException(f"people were asked by {asked.run or asked.back} already: {asked.told}")
         where = place.plan(workload)
         names = ("project_id", "location", "cluster", "namespace", "workload", "gcp_conn_id")
         self.conf = {**{name: getattr(where, name) for name in names}, "why": canary.sentence, "ask": ask}
@@ -96,7 +98,7 @@ class GoBackOperator(TriggerDagRunOperator):  # type: ignore[misc]
             super().execute(context)
         except DagRunTriggerException:  # the way in which Airflow 3 is told to trigger, after its checks
             if ask:
-                histories.update(lambda found: replace(found, asked=Question(now, run_id)))
+                histories.update(lambda found: replace(found, asked=Question(now, run_id, self.trigger_run_id)))
             raise
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseNotifier
+from airflow.sdk.exceptions import AirflowFailException
 
 
 class MigrationNotifier(BaseNotifier):  # type: ignore[misc]
@@ -29,3 +30,20 @@ class MigrationNotifier(BaseNotifier):  # type: ignore[misc]
 
         tell(Notice(self.title, self.body or "see Airflow", self.kind))
         flush()
+
+
+class UntoldNotifier(MigrationNotifier):
+    """Tell of a task that failed without a word of its own: its worker was killed, or Airflow gave it up.
+
+    A stage that fails tells so itself, and then raises AirflowFailException.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        title = "{{ params.workload }}: {{ ti.task_id }} ended without a word"
+        body = "Run {{ run_id }} of {{ dag.dag_id }}: its worker was killed, or Airflow gave it up. See the task's log."
+        super().__init__(title, body, "failure", **kwargs)
+
+    def notify(self, context: Mapping[str, Any]) -> None:
+        """Send it, unless the stage has told."""
+        if not isinstance(context.get("exception"), AirflowFailException):
+            super().notify(context)

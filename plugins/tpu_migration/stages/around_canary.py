@@ -10,7 +10,9 @@ from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.clock import iso
 from tpu_migration.domain.canary import Price, engine_findings, price_findings, trend_findings
+from tpu_migration.domain.compile_log import read_compile_log
 from tpu_migration.domain.gate import Check, Policy
+from tpu_migration.domain.warmth import WarmUp, padding_findings
 from tpu_migration.errors import TransientError
 from tpu_migration.history import Canary, History, Identity
 from tpu_migration.names import TARGET_ARM
@@ -43,14 +45,35 @@ def changes(ctx: Context, record: Record, policy: Policy, history: History, chec
         identity, engines = None, {}
     price = _price(record, policy, deployment)
     found = [*_served(record, identity), *_identity_findings(record, identity, earlier)]
-    if earlier and history.engines and engines:
-        found += engine_findings(events_between(history.engines, engines), f"since {iso(earlier[-1].at)}")
+    before, when = _counted_before(record, history, earlier)
+    if before and engines:
+        found += engine_findings(events_between(before, engines), when)
+    found += _padding(ctx, record, deployment)
     found += price_findings(price.now, price.then, price.source_usd_per_million, price.ratio_limit)
     now = ctx.clock.now()
     series = {
         check.name: [*_series(earlier, check.name), (now, check.value)] for check in checks if check.value is not None
     }
     return Around(identity, engines, price.now, tuple([*found, *trend_findings(series, checks)]))
+
+
+def _counted_before(record: Record, history: History, earlier: Sequence[Canary]) -> tuple[EngineState, str]:
+    """Return what the engines had counted at the last canary of this proof, or when the gate had measured them."""
+    if earlier:
+        return {pod: dict(counts) for pod, counts in history.engines.items()}, f"since {iso(earlier[-1].at)}"
+    return (record.notes.get("gate_after") or {}).get(TARGET_ARM) or {}, "since it passed the gate"
+
+
+def _padding(ctx: Context, record: Record, deployment: Object | None) -> list[str]:
+    """Compare the sizes that an engine says it pads to with those that the warm-up drove."""
+    if deployment is None or not (note := record.notes.get("warm_up")):
+        return []
+    ready = [pod for pod in pods_of(ctx.kube, record.namespace, deployment) if is_ready(pod)]
+    if not ready:
+        return []
+    name, container = ready[0]["metadata"]["name"], serving_container(ready[0], record.source.port)
+    told = read_compile_log(ctx.kube.pod_log(record.namespace, name, container))
+    return padding_findings(WarmUp.from_dict(note), told.token_buckets, told.batch_buckets)
 
 
 def _series(earlier: Sequence[Canary], name: str) -> list[tuple[float, float]]:

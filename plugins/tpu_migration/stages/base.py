@@ -66,6 +66,7 @@ class Failed:
 
     reason: str
     kind: str = "permanent"
+    is_told: bool = False  # people heard of it from another stage, or from the record: the task is red all the same
 
 
 Outcome = Waiting | Done | Failed
@@ -91,6 +92,7 @@ class Context:
     permissions: Permissions | None = None  # None: nobody can ask for them here
     together: Callable[[Sequence[Callable[[], Any]]], list[Any]] = in_turn
     why: str = ""  # this run was started, where somebody said so
+    proves_gpus: bool = True  # before users come back to them, unless a person waives it
     tell: Callable[[Notice], object] = lambda notice: None  # people, who wait for none of it
     memory: dict[str, Any] = field(default_factory=dict)
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from tpu_migration.bench.answers import MOST_ANSWERS
 from tpu_migration.bench.results import client_health
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clock import iso
-from tpu_migration.domain.canary import FAIL, PASS, UNDECIDED, WARN, Look, blind_for, concluded, settled
-from tpu_migration.domain.gate import Check, Policy, canary_block, judge_canary
+from tpu_migration.domain.canary import FAIL, KEPT_UNITS, PASS, UNDECIDED, WARN, Look, blind_for, concluded, settled
+from tpu_migration.domain.gate import Check, Policy, canary_block, judge_answers, judge_canary
 from tpu_migration.domain.phases import AFTER_COMMIT
 from tpu_migration.domain.plan import Plan
 from tpu_migration.errors import PermanentError
@@ -28,6 +29,7 @@ from tpu_migration.stages.around_canary import changes
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.cleanup import remove_jobs
 from tpu_migration.stages.gate_blocks import block_arguments
+from tpu_migration.stages.kept_answers import compare, known_answers
 from tpu_migration.stages.live_users import UsersSufferError, UsersUnseenError, forget, watch
 from tpu_migration.stages.load import run_block
 from tpu_migration.stages.peak import peak_rps
@@ -104,13 +106,16 @@ def _look(ctx: Context, record: Record, policy: Policy) -> Waiting | None:
         if seen is None and "hurt" in ctx.memory:
             seen = Look(PASS, "users are within their SLO without the canary's load")  # and are not loaded again
         if seen is None:
-            seen = _loaded(ctx, record, policy, len(looks) + 1)
+            seen = ctx.memory.get("loaded") or _loaded(ctx, record, policy, len(looks) + 1)
+            if isinstance(seen, Look) and seen.outcome == PASS:
+                ctx.memory["loaded"] = seen
+                seen = _compared(ctx, record, policy, len(looks) + 1, seen)
         if isinstance(seen, Waiting):
             return seen
         looks.append(seen)
         if seen.outcome == FAIL:
             ctx.memory["not_before"] = ctx.clock.monotonic() + _APART_S
-        for name in ("quiet_since", "loading"):
+        for name in ("quiet_since", "loading", "loaded"):
             ctx.memory.pop(name, None)
         forget(ctx)
     return None
@@ -161,20 +166,52 @@ def _loaded(ctx: Context, record: Record, policy: Policy, number: int) -> Waitin
     arguments = block_arguments(record, policy, block, arm="")
     run = run_block(ctx, block.name, arguments, block.requests / block.rate_rps * 3 + 900)
     if run is None:
-        try:
-            watch(ctx, record, policy, record.target)
-        except UsersSufferError as error:
-            remove_jobs(ctx)
-            if isinstance(error, UsersUnseenError):
-                return Look(UNDECIDED, str(error))
-            ctx.memory["hurt"] = True
-            return Look(FAIL, f"beside {block.rate_rps:.3g} requests/s of the canary, {error}")
-        return Waiting(_POLL_S, f"canary {number}: {block.requests} requests at {block.rate_rps:.3g} a second")
+        told = f"canary {number}: {block.requests} requests at {block.rate_rps:.3g} a second"
+        return _felt(ctx, record, policy, f"{block.rate_rps:.3g} requests/s") or Waiting(_POLL_S, told)
     arms = (record.notes.get("evidence") or {}).get("arms") or {}
     verdict = judge_canary(policy, arms.get("candidate") or {}, run.results, client_health(run))
     ctx.memory["checks"] = verdict.checks
     outcome = verdict.outcome if verdict.outcome in (PASS, FAIL) else UNDECIDED
     return Look(outcome, verdict.sentence)
+
+
+def _felt(ctx: Context, record: Record, policy: Policy, load: str) -> Look | None:
+    """Watch users beside the canary's load, and end it at once if they feel it."""
+    try:
+        watch(ctx, record, policy, record.target)
+    except UsersSufferError as error:
+        remove_jobs(ctx)
+        if isinstance(error, UsersUnseenError):
+            return Look(UNDECIDED, str(error))
+        ctx.memory["hurt"] = True
+        return Look(FAIL, f"beside {load} of the canary, {error}")
+    return None
+
+
+def _compared(ctx: Context, record: Record, policy: Policy, number: int, passed: Look) -> Waiting | Look:
+    """Hold the answers to the source's, those of the pass and those of now if it is there; `passed` if they do."""
+    if policy.quality is None:
+        return passed
+    sides: list[str] = ctx.memory.setdefault(f"sides-{number}", known_answers(ctx, record))
+    done = []
+    for side in sides:
+        try:
+            parity = compare(ctx, record, policy.quality, side, f"answers-{number}")
+        except PermanentError as error:
+            ctx.memory["uncompared"] = f"the answers were not compared with {side}: {error}"
+            continue
+        if parity is None:
+            told = f"canary {number}: comparing answers with {side}"
+            return _felt(ctx, record, policy, "a few questions") or Waiting(_POLL_S, told)
+        made = judge_answers(policy, parity, MOST_ANSWERS)
+        known = {check.name for check in made}
+        ctx.memory["checks"] = (*(each for each in ctx.memory["checks"] if each.name not in known), *made)
+        if failed := [check.sentence for check in made if check.outcome == FAIL]:
+            return Look(FAIL, f"its answers are not {side}: {'; '.join(failed)}")
+        done.append(side)
+    if not done:
+        return replace(passed, sentence=f"{passed.sentence}; its answers were compared with nobody's")
+    return replace(passed, sentence=f"{passed.sentence}; its answers are {' and '.join(done)}")
 
 
 def _seed(ctx: Context, number: int) -> int:
@@ -188,15 +225,16 @@ def _conclude(
     looks: list[Look] = ctx.memory["looks"]
     checks: tuple[Check, ...] = ctx.memory.get("checks", ())
     around = changes(ctx, record, policy, history, checks)
-    outcome, sentence = concluded(looks, around.findings)
+    findings = (*around.findings, *filter(None, [ctx.memory.get("uncompared")]))
+    outcome, sentence = concluded(looks, findings)
     canary = Canary(
         at=ctx.clock.now(),
         run=ctx.run_id,
         proof=record.run_id,
         outcome=outcome,
         sentence=sentence,
-        findings=around.findings,
-        figures={check.name: Figure(check.value, check.limit) for check in checks if check.unit in ("ms", "share")},
+        findings=findings,
+        figures={check.name: Figure(check.value, check.limit) for check in checks if check.unit in KEPT_UNITS},
         identity=around.identity,
         usd_per_hour=around.price.usd_per_hour,
         usd_per_million=around.price.usd_per_million,

@@ -26,6 +26,7 @@ from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import accelerators
 from tpu_migration.resources import policy as policy_named
+from tpu_migration.stages import kept_answers
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.engine_state import engine_state, events_between
 from tpu_migration.stages.gate_blocks import run_look, sizes_of
@@ -142,6 +143,8 @@ def _decide(ctx: Context, record: Record, policy: Policy, looks: list[str], void
     if verdict.outcome == "inconclusive" and len(looks) < policy.looks:
         ctx.update(lambda r: replace(r, notes={**note, "looks": looks, "voids": 0}))
         return Waiting(0, f"inconclusive so far ({verdict.sentence}); extending")
+    if verdict.outcome == "pass" and (answers := _quality(ctx, record, policy, looks)) is not None:
+        kept_answers.keep(ctx, record, answers)
     return _conclude(ctx, verdict, note)
 
 
@@ -165,8 +168,8 @@ def _conclude(ctx: Context, verdict: Verdict, note: dict[str, Any]) -> Outcome:
     ctx.update(change)
     if verdict.outcome == "pass" or ctx.plan.stop_after == "gate":
         return Done({"outcome": verdict.outcome, "sentence": verdict.sentence})
-    kind = "inconclusive" if verdict.outcome == "inconclusive" else "permanent"
-    return Failed(f"the benchmark gate: {verdict.sentence}", kind)
+    held = verdict.outcome == "inconclusive"  # its phase has told it
+    return Failed(f"the benchmark gate: {verdict.sentence}", "inconclusive" if held else "permanent", is_told=held)
 
 
 def _judge_looks(ctx: Context, record: Record, policy: Policy, names: list[str]) -> tuple[Verdict, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Go back to GPUs from wherever a migration stands, whether or not somebody works on it.
 
 Users first: before the commit the safe route is written at once, over the head of a run that lives, which then ends by
-itself. After the commit the source is made whole before any user moves (see `way_back`).
+itself. After the commit the source is made whole and proven before any user moves (see `way_back` and `rescue`),
+unless the TPU serves nobody any more, or a person waives the proof.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def step(ctx: Context) -> Outcome:
         gpus = make_stack(ctx.plan, find_profile(_profile_of(record), "gpu"), accelerators())
     except (ProfileError, AcceleratorError) as error:
         raise PermanentError(f"no machines are known for {record.source.accelerator}: {error}") from error
-    return way_back(ctx, gpus, f"run {ctx.run_id} of gpu_fallback", ctx.why or _REASON)
+    actor = f"run {ctx.run_id} of gpu_fallback"
+    return way_back(ctx, gpus, actor, ctx.why or _REASON, is_proven_first=ctx.proves_gpus)
 
 
 def _release(ctx: Context, record: Record) -> Outcome:

@@ -48,7 +48,9 @@ def pooled(looks: list[Parity]) -> Parity:
     """Put the looks' evidence together; tasks and features are the same in each, so the last one counts."""
     prompts = tuple(each for look in looks for each in look.prompts)
     reduced = tuple(dict.fromkeys(text for look in looks for text in look.reduced))
-    return Parity(prompts, looks[-1].tasks, looks[-1].features, reduced, all(look.distributions for look in looks))
+    last = looks[-1]
+    told = all(look.distributions for look in looks)
+    return Parity(prompts, last.tasks, last.features, reduced, told, last.answers)
 
 
 def check_tasks(ctx: Context) -> None:

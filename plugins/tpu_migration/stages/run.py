@@ -62,7 +62,7 @@ class StageRun:
         outcome = self._step()
         if isinstance(outcome, Waiting):
             self._waited += outcome.seconds
-        if isinstance(outcome, Failed) and outcome.kind != "superseded":
+        if isinstance(outcome, Failed) and outcome.kind != "superseded" and not outcome.is_told:
             self.context.announce(lambda: [failure(self.context.plan.workload, self.stage.name, outcome.reason)])
         if self.stage.gives_lease_back and not isinstance(outcome, Waiting):
             self._give_lease_back()

@@ -52,7 +52,8 @@ def _step(ctx: Context) -> Outcome:
             return Failed(
                 f"run {record.run_id} has {record.workload} now, and ended what this run had left", "superseded"
             )
-        return Failed(f"this run made nothing (run {record.run_id} has {record.workload}): see the failed stage")
+        made_nothing = f"this run made nothing (run {record.run_id} has {record.workload}): see the failed stage"
+        return Failed(made_nothing, is_told=True)
     ctx.memory["had_it"] = True
     ctx.epoch = record.epoch
     if record.phase in ENDED:
@@ -78,7 +79,7 @@ def _without_record(ctx: Context) -> Outcome:
     snapshot = snapshots.newest() if snapshots.newest_is_of(ctx.run_id) else None
     route = ctx.kube.get(HTTP_ROUTES, snapshot[1].route, ctx.plan.namespace) if snapshot else None
     if snapshot is None or (route is not None and not epoch_of(route, ctx.plan.workload)):
-        return Failed("this run moved nobody: see the failed stage")
+        return Failed("this run moved nobody: see the failed stage", is_told=True)
     reason = f"the record of {ctx.plan.workload} was deleted in mid-run"
     _send_to_safe_route(ctx, reason)
     ctx.epoch = None  # there is no record to write into
@@ -213,7 +214,8 @@ def _end(ctx: Context, record: Record) -> Outcome:
     saved = f"; what the TPU side said last is in ConfigMap {diagnostics_name(record)}" if record.fallback else ""
     if record.phase is Phase.HELD and record.fallback is None:
         sentence = (record.verdict or {}).get("sentence", "")
-        return Failed(f"inconclusive: {sentence}; no traffic moved, the TPU is kept for a closer look", "inconclusive")
+        why = f"inconclusive: {sentence}; no traffic moved, the TPU is kept for a closer look"
+        return Failed(why, "inconclusive", is_told=True)
     home = f"users are on {record.source.accelerator} as before"
     if record.phase is Phase.HELD:
         return Failed(
@@ -221,5 +223,6 @@ def _end(ctx: Context, record: Record) -> Outcome:
             f"{record.pool} costs money until `tpu-migration restore {record.workload}` and the next run, or "
             f"`tpu-migration deploy --accelerator gpu`, end it. Why: {reason}{saved}",
             "breach",
+            is_told=True,
         )
-    return Failed(f"{home}, the TPU is released. Why: {reason}{saved}", "breach")
+    return Failed(f"{home}, the TPU is released. Why: {reason}{saved}", "breach", is_told=True)

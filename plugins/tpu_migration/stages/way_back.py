@@ -1,12 +1,15 @@
 """Go back to GPUs from wherever a migration stands: users first, then the TPUs are released.
 
 Before the commit that is a restore. After it the source may be scaled down or gone: it is made whole again and seen
-to serve, by each replica and through the Gateway, and only then does the record say that users belong there.
+to serve, by each replica and through the Gateway, and proven where the caller wants that, and only then does the record
+say that users belong there. A target that serves nobody any more is waited for by nobody: the first replica of the
+source that answers gets its users.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import Object
@@ -14,9 +17,10 @@ from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.errors import PermanentError
 from tpu_migration.names import SOURCE_ARM
 from tpu_migration.record import Record
-from tpu_migration.restore import ready_endpoints
 from tpu_migration.snapshot import Snapshots
+from tpu_migration.stages import rescue
 from tpu_migration.stages.base import Context, Done, Outcome, Stage, Waiting
+from tpu_migration.stages.cleanup import remove_jobs
 from tpu_migration.stages.deploy import apply_probe_route, prober
 from tpu_migration.stages.left_behind import end_what_was_left_behind, in_its_name, send_home
 from tpu_migration.stages.pin import pin_source
@@ -40,7 +44,9 @@ def way_back(stack: Stack) -> Stage:
     return Stage("way_back", lambda ctx: step(ctx, stack), lambda plan: _BUDGET_S, takes_lease=False)
 
 
-def step(ctx: Context, stack: Stack, actor: str = _ACTOR, reason: str = _REASON) -> Outcome:
+def step(
+    ctx: Context, stack: Stack, actor: str = _ACTOR, reason: str = _REASON, *, is_proven_first: bool = False
+) -> Outcome:
     """Bring users home and release the target; a run that lives is never disturbed."""
     record = ctx.records.read()
     if record is None or record.phase in CLOSED:
@@ -50,18 +56,28 @@ def step(ctx: Context, stack: Stack, actor: str = _ACTOR, reason: str = _REASON)
         return context
     context.epoch = record.epoch
     if record.phase in AFTER_COMMIT:
-        whole = _make_source_whole(context, record, stack)
-        if whole is not None:
-            return whole
-        context.update(lambda r: r.taken_back())
+        alive = rescue.target_serves(context, record)
+        waiting = _make_source_whole(context, record, stack, record.source.replicas if alive else 1)
+        if waiting is None and alive:  # else each moment there is a user without an answer
+            waiting = _answered_through_gateway(context, record)
+        if waiting is not None:
+            return waiting
+        proof: dict[str, Any] = {}
+        if is_proven_first and alive:
+            verdict = rescue.prove(context, record, ctx.run_id)
+            if isinstance(verdict, Waiting):
+                return verdict
+            proof = {"rescue": verdict}
+        remove_jobs(context)  # also of a proof that the target's end cut short: users come to where its load is
+        context.update(lambda r: replace(r.taken_back(), notes={**r.notes, **proof}))
         return send_home(ctx, record, actor, reason)
     if record.phase is not Phase.FALLING_BACK:
         return send_home(ctx, record, actor, reason)
     return end_what_was_left_behind(ctx, record)
 
 
-def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | None:
-    """Put the source back as the snapshot has it; None once each of its replicas serves."""
+def _make_source_whole(ctx: Context, record: Record, stack: Stack, wanted: int) -> Waiting | None:
+    """Put the source back as the snapshot has it; None once so many of its replicas serve."""
     source, namespace = record.source, record.namespace
     if "whole" not in ctx.memory:
         snapshot = Snapshots(ctx.kube, namespace, record.workload).newest()
@@ -91,7 +107,7 @@ def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | 
     live = ctx.kube.get(k8s.DEPLOYMENTS, source.deployment, namespace)
     if live is None:
         raise PermanentError(f"Deployment {source.deployment} is gone again: somebody deletes it")
-    served = serving(ctx, live, source.service, source.port, source.replicas)
+    served = serving(ctx, live, source.service, source.port, wanted)
     if isinstance(served, Waiting):
         return served
     if lost := set(source.served_names) - set(served):
@@ -99,16 +115,11 @@ def _make_source_whole(ctx: Context, record: Record, stack: Stack) -> Waiting | 
             f"Deployment {source.deployment} serves {served}: clients that ask for {sorted(lost)} would get 404; "
             "mend its arguments, then call again; users stay where they are"
         )
-    return _answered_through_gateway(ctx, record)
+    return None
 
 
 def _answered_through_gateway(ctx: Context, record: Record) -> Waiting | None:
-    """Return None once the Gateway's way to the source is answered, or there is no time for that.
-
-    Nobody waits while no replica of the target serves: each moment there is a user without an answer.
-    """
-    if ready_endpoints(ctx.kube, record.namespace, record.target) == 0:
-        return None
+    """Return None once the Gateway's way to the source is answered, or was waited for long enough."""
     stats = prober_stats(ctx)
     way = stats.arms.get(SOURCE_ARM) if stats else None
     if way and way.steady:

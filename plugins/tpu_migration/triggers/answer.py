@@ -1,8 +1,9 @@
-"""See in the record that a question is settled, wherever the answer was given."""
+"""See in the cluster that a question is settled, wherever the answer was given."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,7 +40,7 @@ class AnswerTrigger(BaseTrigger):  # type: ignore[misc]
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what a restarted triggerer needs: plain values."""
         return (
-            "tpu_migration.triggers.answer.AnswerTrigger",
+            f"tpu_migration.triggers.answer.{type(self).__name__}",
             {"params": self.params, "run_id": self.run_id, "what": self.what},
         )
 
@@ -66,3 +67,32 @@ class AnswerTrigger(BaseTrigger):  # type: ignore[misc]
         plan = plan_from(self.params)
         record = Records(MigrationHook(plan).kubernetes(), plan.namespace, plan.workload).read()
         return settled(record, self.run_id, self.what) if record else f"{plan.workload} has no record any more"
+
+
+class WayBackTrigger(AnswerTrigger):
+    """Look at the history until people have said whether to go back, or their time is over.
+
+    :param until: when that is, in Unix seconds: it survives a restart of the triggerer
+    """
+
+    def __init__(self, params: dict[str, Any], run_id: str, what: str, until: float) -> None:
+        super().__init__(params, run_id, what)
+        self.until = until
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what a restarted triggerer needs: plain values."""
+        path, values = super().serialize()
+        return path, {**values, "until": self.until}
+
+    def _look(self) -> str:
+        from tpu_migration.history import Histories
+        from tpu_migration.hooks.migration import MigrationHook
+        from tpu_migration.hooks.run import plan_from
+
+        if time.time() > self.until:
+            return "nobody answered in time"
+        plan = plan_from(self.params)
+        asked = Histories(MigrationHook(plan).kubernetes(), plan.namespace, plan.workload).read().asked
+        if asked is None or asked.back != self.run_id:
+            return f"another run asks about {plan.workload} by now"
+        return "" if asked.approved is None else f"the {self.what} is {asked.told}"

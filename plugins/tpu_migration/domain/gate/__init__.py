@@ -17,6 +17,7 @@ from tpu_migration.domain.gate.model import (
     RequestResult,
     Verdict,
 )
+from tpu_migration.domain.gate.parity import Parity
 from tpu_migration.domain.gate.policy import Policy, PolicyError, load_policy
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "compared",
     "conforming_tokens_per_s",
     "judge",
+    "judge_answers",
     "judge_canary",
     "load_policy",
     "next_rate",
@@ -73,6 +75,16 @@ def judge_canary(
     from tpu_migration.domain.gate.canary import judge_canary as decide
 
     return decide(policy, passed, results, client)
+
+
+def judge_answers(policy: Policy, parity: Parity, prompts: int) -> tuple[Check, ...]:
+    """Hold the answers to so many prompts to the policy's limits on quality; none where it has none.
+
+    So few decide little but a change that is beyond doubt: a check that is inconclusive proves nothing either way.
+    """
+    from tpu_migration.domain.gate.canary import judge_answers as decide
+
+    return decide(policy, parity, prompts)
 
 
 def over_slo(policy: Policy, requests: int, slow: int) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tpu_migration.domain.gate import checks, verdicts
+from tpu_migration.domain.gate import checks, quality, verdicts
 from tpu_migration.domain.gate.arms import Metric, arm, unusable
 from tpu_migration.domain.gate.decide import missing, ms, per_cent
 from tpu_migration.domain.gate.model import Check, ClientHealth, Observations, RequestResult, Verdict
+from tpu_migration.domain.gate.parity import Parity
 from tpu_migration.domain.gate.policy import Policy
 from tpu_migration.domain.gate.sections import Ratio, Requests, Slo
 from tpu_migration.domain.gate.statistics import POCOCK_ALPHA
@@ -20,8 +21,8 @@ _METRICS: tuple[Metric, ...] = ("ttft", "tpot")  # E2E follows from both, and fr
 def canary_policy(policy: Policy) -> Policy:
     """Return the part of a policy that so few requests beside users can decide, in a single look.
 
-    The peak is not driven again, so there is no capacity and no cost a token; answers are not compared. What engines
-    do beside users (a preemption, a compile) is told as a finding and voids nothing.
+    The peak is not driven again, so there is no capacity and no cost a token; answers are compared apart
+    (`judge_answers`). What engines do beside users (a preemption, a compile) is told as a finding and voids nothing.
     """
     fewest = policy.requests.candidate_min
     requests = Requests(baseline=1, candidate=fewest, cap=fewest, baseline_min=1, candidate_min=fewest)
@@ -39,6 +40,15 @@ def judge_canary(
     if policy.ratio and results and not unusable(results):
         made = (*made, *_against_pass(policy, policy.ratio, passed, results))
     return verdicts.verdict_of(own, made, f"n={len(results)}")
+
+
+def judge_answers(policy: Policy, parity: Parity, prompts: int) -> tuple[Check, ...]:
+    """Hold the answers to so many prompts to the policy's limits on quality; see `domain.gate.judge_answers`."""
+    if policy.quality is None:
+        return ()
+    own = replace(policy.quality, prompts=prompts)
+    made = quality.checks(own, parity, POCOCK_ALPHA[policy.confidence][0])
+    return tuple(check for check in made if check.name != "quality_features")  # no odd request beside users
 
 
 def _against_pass(

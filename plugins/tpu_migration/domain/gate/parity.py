@@ -58,14 +58,29 @@ class FeatureParity:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the baseline answered to one prompt: its tokens, the likeliest ones at each, and its noise as above."""
+
+    prompt: str
+    tokens: tuple[int, ...]
+    tops: tuple[Top, ...]
+    noise_kl: tuple[float, ...] = ()
+    noise_agree: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
 class Parity:
-    """All evidence on quality; `reduced` says what could not be measured, in words for people."""
+    """All evidence on quality; `reduced` says what could not be measured, in words for people.
+
+    `answers` are some of the baseline's, to hold the candidate to once the baseline is gone.
+    """
 
     prompts: tuple[PromptParity, ...] = ()
     tasks: tuple[TaskParity, ...] = ()
     features: tuple[FeatureParity, ...] = ()
     reduced: tuple[str, ...] = ()
     distributions: bool = True  # False: the baseline tells no log probabilities, only its tokens are compared
+    answers: tuple[Answer, ...] = ()
 
 
 def divergence(baseline: Top, candidate: Top) -> float:
