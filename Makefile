@@ -55,7 +55,7 @@ coverage: $(STAMP)
 
 ## make e2e               whole migrations through the real Airflow scheduler
 e2e: $(STAMP)
-	$(BIN)/python -m pytest tests/e2e -v
+	$(BIN)/python -m pytest tests/e2e -v -m e2e
 
 ## make prove [SEEDS=n]   the exhaustive proofs, the judge's errors among them; figures to out/prove.json, where an interrupted run goes on
 prove: $(STAMP)

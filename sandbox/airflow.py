@@ -184,6 +184,11 @@ class Airflow(AirflowRecords, AirflowApi):
             await asyncio.sleep(0.05)
         return False
 
+    async def forget_everything(self) -> None:
+        """Kill all components and reset the database, as whoever loses it; start() begins anew."""
+        await self.kill()
+        await self.cli("db", "reset", "--yes")
+
     async def close(self) -> None:
         """Stop everything, and the own supervisor; nothing is left running."""
         await self.stop(grace_s=3.0)

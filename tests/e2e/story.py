@@ -13,12 +13,14 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from sandbox.airflow import FINAL_STATES, AirflowFailed
 from sandbox.airflow_settings import GOOGLE_CONNECTION, google_environment
 from sandbox.stand import DAG_ID, Stand
 from sandbox.workload import workload_names
@@ -32,7 +34,7 @@ from tpu_migration.status import observed_route
 
 RESUMED, SLOW, ORPHANED, IDLE = workload_names(4)
 LEASE_S = 60.0
-RUN_S = 420.0
+RUN_S = 900.0  # a deadline, no wait: on a machine that others load, too, a migration takes minutes more
 BACK = "back"  # the run of gpu_fallback
 FALLBACK_PARAMS = ("workload", "namespace", "project_id", "location", "cluster")
 
@@ -62,7 +64,7 @@ class Story:
     route_before_refusal: dict[str, int] = field(default_factory=dict)
     route_after_refusal: dict[str, int] = field(default_factory=dict)
     asked: Record | None = None  # as it was while people were asked
-    question: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)  # run → what people were asked
     route_back: dict[str, int] = field(default_factory=dict)
     guard_took_s: float = 0.0
     route_with_airflow_dead: dict[str, int] = field(default_factory=dict)
@@ -98,20 +100,20 @@ def _refused_connection(stand: Stand) -> str:
 
 async def _first_act(stand: Stand, story: Story) -> None:
     """Two migrations shift and one warms up when Airflow is killed; it comes back, and they go on."""
-    await _trigger(stand, ORPHANED, soak_s=3000)
-    await _trigger(stand, RESUMED, approvals=["decommission"])
-    await _trigger(stand, SLOW)
+    await migrate(stand, ORPHANED, soak_s=3000)
+    await migrate(stand, RESUMED, approvals=["decommission"])
+    await migrate(stand, SLOW)
     await asyncio.gather(
-        _phase(stand, ORPHANED, USERS_MAY_BE_ON_TARGET), _phase(stand, RESUMED, USERS_MAY_BE_ON_TARGET)
+        reaches(stand, ORPHANED, USERS_MAY_BE_ON_TARGET), reaches(stand, RESUMED, USERS_MAY_BE_ON_TARGET)
     )
     await stand.airflow.kill()
     await asyncio.sleep(5.0)  # dead for a moment: what a node's restart or an upgrade takes at least
     await stand.airflow.start()
-    await _phase(stand, ORPHANED, {Phase.SOAKING})
+    await reaches(stand, ORPHANED, {Phase.SOAKING})
     await _refusals(stand, story)
     await _approve(stand, story, RESUMED)
-    story.runs[RESUMED] = await _ended(stand, RESUMED)
-    story.runs[SLOW] = await _ended(stand, SLOW)
+    story.runs[RESUMED] = await end_of(stand, RESUMED)
+    story.runs[SLOW] = await end_of(stand, SLOW)
 
 
 async def _approve(stand: Stand, story: Story, workload: str) -> None:
@@ -124,24 +126,44 @@ async def _approve(stand: Stand, story: Story, workload: str) -> None:
         return (states.get("approve_decommission"), states.get("decommission")) == ("deferred", "deferred")
 
     await stand.until(f"the question about {workload}", asked, RUN_S)
-    record = await _record(stand, workload)
+    record = await record_of(stand, workload)
     story.asked = record
-    at = f"/dags/{DAG_ID}/dagRuns/{workload}/taskInstances/approve_decommission/-1/hitlDetails"
-    story.question = await stand.airflow.api("GET", at)
-    body = {"chosen_options": ["Approve"], "params_input": {"reason": "all quiet"}}
-    await stand.airflow.api("PATCH", at, body)
+    said = {"reason": "all quiet"}
+    await answer(stand, story.questions, DAG_ID, workload, "approve_decommission", "Approve", **said)
+
+
+async def answer(
+    stand: Stand, questions: dict[str, dict[str, Any]], dag_id: str, run: str, task: str, option: str, **form: str
+) -> None:
+    """Choose an option in Airflow, as its UI does, once the task has asked."""
+    at = f"/dags/{dag_id}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
+
+    async def asked() -> bool:
+        try:
+            questions[run] = await stand.airflow.api("GET", at)
+        except AirflowFailed as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            if (ended := stand.airflow.run_state(dag_id, run)) in FINAL_STATES:
+                raise AssertionError(f"run {run} ended {ended} and {task} never asked") from error
+            return False
+        # It is written before the task waits, and an answer in between would find nobody.
+        return stand.airflow.task_states(dag_id, run).get(task) in ("deferred", "awaiting_input")
+
+    await stand.until(f"the question of {task} in run {run}", asked, RUN_S)
+    await stand.airflow.api("PATCH", at, {"chosen_options": [option], "params_input": form})
 
 
 async def _refusals(stand: Stand, story: Story) -> None:
     """While one workload soaks on TPU, others try what must be refused."""
-    record = await _record(stand, ORPHANED)
+    record = await record_of(stand, ORPHANED)
     story.route_before_refusal = observed_route(stand.kube, record)
-    await _trigger(stand, ORPHANED, run="second")
+    await migrate(stand, ORPHANED, run="second")
     for name, changes in BAD_INPUT.items():
-        await _trigger(stand, run=name, **{"workload": IDLE, **changes})
+        await migrate(stand, run=name, **{"workload": IDLE, **changes})
     await stand.airflow.trigger_by_api(DAG_ID, {**stand.conf(IDLE), "workloads": "typo"}, run_id="unknown")
     for name in ("second", "unknown", *BAD_INPUT):
-        story.runs[name] = await _ended(stand, name)
+        story.runs[name] = await end_of(stand, name)
         story.logs[name] = stand.airflow.task_log(DAG_ID, name, "preflight")
     story.route_after_refusal = observed_route(stand.kube, record)
     story.states_while_waiting = stand.airflow.task_states(DAG_ID, ORPHANED)
@@ -152,7 +174,7 @@ async def _second_act(stand: Stand, story: Story) -> None:
     story.running_while_waiting = stand.airflow.rows("SELECT count(*) FROM task_instance WHERE state = 'running'")[0][0]
     await stand.airflow.kill()
     killed = time.monotonic()
-    record = await _record(stand, ORPHANED)
+    record = await record_of(stand, ORPHANED)
 
     async def on_gpu() -> bool:
         return observed_route(stand.kube, record)[record.target] == 0
@@ -161,23 +183,23 @@ async def _second_act(stand: Stand, story: Story) -> None:
     story.guard_took_s = time.monotonic() - killed
     story.route_with_airflow_dead = observed_route(stand.kube, record)
     await stand.airflow.start()
-    story.runs[ORPHANED] = await _ended(stand, ORPHANED)
+    story.runs[ORPHANED] = await end_of(stand, ORPHANED)
 
 
 async def _third_act(stand: Stand, story: Story) -> None:
     """One workload has migrated: it is looked after, other hands touch its route, and it comes back to its GPUs."""
     await stand.start_users(RESUMED, rate=3.0, output_tokens=250)
     await _watch(stand, story, "all-well")
-    record = await _record(stand, RESUMED)
+    record = await record_of(stand, RESUMED)
     edit = {"metadata": {"annotations": {epoch_annotation(RESUMED): "999"}}}
     await asyncio.to_thread(stand.kube.patch, HTTP_ROUTES, record.source.route, record.namespace, edit)
     await _watch(stand, story, "other-hands")
     conf = {key: value for key, value in stand.conf(RESUMED).items() if key in FALLBACK_PARAMS}
     await stand.airflow.trigger_by_api("gpu_fallback", conf, run_id=BACK)
     story.runs[BACK] = str(await stand.airflow.wait_for_run("gpu_fallback", BACK, deadline_s=RUN_S))
-    story.records[BACK], story.users[BACK] = await _record(stand, RESUMED), await stand.stop_users(RESUMED)
+    story.records[BACK], story.users[BACK] = await record_of(stand, RESUMED), await stand.stop_users(RESUMED)
     story.route_back = observed_route(stand.kube, record)
-    story.pools[BACK] = bool(await asyncio.to_thread(_nodes_of, stand, record.pool))
+    story.pools[BACK] = bool(await asyncio.to_thread(nodes_of, stand, record.pool))
 
 
 async def _watch(stand: Stand, story: Story, run: str) -> None:
@@ -190,34 +212,34 @@ async def _watch(stand: Stand, story: Story, run: str) -> None:
 
 async def _note_end(stand: Stand, story: Story, workload: str) -> None:
     users = await stand.stop_users(workload)
-    record = await _record(stand, workload)
+    record = await record_of(stand, workload)
     story.records[workload], story.users[workload] = record, users
     summary = summarise(stand.kube, record, users, engine=stand.state["engine"], seconds=0.0)
     story.summaries[workload] = summary
     story.reports[workload] = render_report(record, summary)
-    nodes = await asyncio.to_thread(_nodes_of, stand, record.pool)
+    nodes = await asyncio.to_thread(nodes_of, stand, record.pool)
     story.pools[workload] = bool(nodes)
 
 
-def _nodes_of(stand: Stand, pool: str) -> list[Any]:
+def nodes_of(stand: Stand, pool: str) -> list[Any]:
     from tpu_migration.clients.kubernetes import NODES
 
     return stand.kube.list(NODES, labels=f"cloud.google.com/gke-nodepool={pool}")
 
 
-async def _trigger(stand: Stand, workload: str, run: str = "", **changes: Any) -> None:
+async def migrate(stand: Stand, workload: str, run: str = "", **changes: Any) -> None:
     conf = stand.conf(workload, **{"peak_rps": 6, "source_release": "scale-to-zero", **changes})
     # As the UI does it; the command line takes five seconds to import Airflow (the demo uses that).
     await stand.airflow.trigger_by_api(DAG_ID, conf, run_id=run or workload)
 
 
-async def _record(stand: Stand, workload: str) -> Record:
+async def record_of(stand: Stand, workload: str) -> Record:
     record = await stand.record(workload)
     assert record is not None, f"{workload} has no record"
     return record
 
 
-async def _phase(stand: Stand, workload: str, phases: Any) -> None:
+async def reaches(stand: Stand, workload: str, phases: Any) -> None:
     async def reached() -> bool:
         record = await stand.record(workload)
         if record is not None and record.phase in (Phase.FALLEN_BACK, Phase.HELD):
@@ -227,5 +249,5 @@ async def _phase(stand: Stand, workload: str, phases: Any) -> None:
     await stand.until(f"{workload} in {[str(each) for each in phases]}", reached, RUN_S)
 
 
-async def _ended(stand: Stand, run: str) -> str:
+async def end_of(stand: Stand, run: str) -> str:
     return str(await stand.airflow.wait_for_run(DAG_ID, run, deadline_s=RUN_S))

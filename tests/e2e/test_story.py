@@ -39,7 +39,7 @@ def test_killed_in_mid_shift_and_started_again_within_the_lease_the_migration_fi
 def test_gpus_are_given_up_once_people_said_yes_in_airflow_and_not_before(story):
     assert story.asked.phase is Phase.COMMITTED
     assert story.asked.source_capacity == story.asked.source.replicas
-    assert story.question["subject"] == f"Give up the GPUs of {RESUMED}?"
+    assert story.questions[RESUMED]["subject"] == f"Give up the GPUs of {RESUMED}?"
     said = story.records[RESUMED].approval("decommission")
     assert (said.approved, said.by, said.reason) == (True, "admin in Airflow", "all quiet")
     assert story.records[RESUMED].source_capacity == 0

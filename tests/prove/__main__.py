@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.prove import (
+    afterwards,
     breaches,
     celery_stack,
     crash_points,
@@ -30,6 +31,7 @@ def main() -> int:
         deferrals.NAME: lambda: deferrals.prove(ledger, options.deferred, options.shifting),
         celery_stack.NAME: lambda: celery_stack.prove(ledger),
         fault_scenarios.NAME: lambda: fault_scenarios.prove(ledger, options.seeds),
+        afterwards.NAME: lambda: afterwards.prove(ledger),
         live.NAME: lambda: live.prove(ledger, options.streams),
     }
     parser.add_argument("names", nargs="*", help=f"proofs to run, of {', '.join(proofs)} (default: all)")
