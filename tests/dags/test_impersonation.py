@@ -16,9 +16,8 @@ from google.auth.credentials import Credentials, Scoped
 from google.auth.impersonated_credentials import Credentials as Impersonated
 
 from tpu_migration.clients.google import token_of
-from tpu_migration.domain.plan import Plan
 from tpu_migration.errors import PermanentError
-from tpu_migration.hooks.migration import MigrationHook
+from tpu_migration.hooks.migration import ClusterHook
 
 FIRST, LAST = "hop@p.iam.gserviceaccount.com", "migrator@p.iam.gserviceaccount.com"
 OF_THE_MACHINE, OF_THE_LAST = "ya29.machine", "ya29.migrator"
@@ -67,10 +66,10 @@ def asked(monkeypatch):
     server.server_close()
 
 
-def hook(monkeypatch, **extra) -> MigrationHook:
+def hook(monkeypatch, **extra) -> ClusterHook:
     made = Connection(conn_id="google_cloud_default", conn_type="google_cloud_platform", extra=json.dumps(extra))
-    monkeypatch.setattr(MigrationHook, "get_connection", classmethod(lambda cls, conn_id: made))
-    return MigrationHook(Plan(project_id="p"))
+    monkeypatch.setattr(ClusterHook, "get_connection", classmethod(lambda cls, conn_id: made))
+    return ClusterHook("google_cloud_default", "p", "us-central1-a", "inference")
 
 
 def test_a_connection_without_a_key_is_the_machines_own_identity(asked, monkeypatch):
@@ -90,7 +89,7 @@ def test_a_chain_of_accounts_is_walked_to_its_last(asked, monkeypatch):
 
 def test_every_client_of_a_run_acts_as_the_last_of_the_chain(asked, monkeypatch):
     made = hook(monkeypatch, impersonation_chain=LAST)
-    assert made.permissions()._token() == OF_THE_LAST
+    assert made.token() == OF_THE_LAST
     assert made.get_cluster_manager_client().transport._credentials is made.get_credentials()
 
 

@@ -114,8 +114,11 @@ def test_what_people_are_asked_is_set_after_airflow_has_rendered(monkeypatch):
     parent = AskBackOperator.__mro__[1]
     monkeypatch.setattr(parent, "execute", lambda self, context: asked.append((self.subject, self.body)))
     task = AskBackOperator(task_id="ask")
-    task.execute({"params": {"ask": True, "workload": "vllm", "why": HOSTILE}})
-    assert asked == [("Bring users of vllm back to their GPUs?", HOSTILE)]
+    monkeypatch.setattr(AskBackOperator, "_history", lambda self, params, change: None)
+    task.execute({"params": {"ask": True, "workload": "vllm", "why": HOSTILE}, "run_id": "r"})
+    ((subject, body),) = asked
+    assert subject == "Bring users of vllm back to their GPUs?"
+    assert body.startswith(f"{HOSTILE}\n\nAt a terminal: ")
 
 
 def test_a_stage_takes_its_parameters_as_they_are_and_renders_nothing():
