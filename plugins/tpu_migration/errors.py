@@ -31,6 +31,10 @@ class TransientError(MigrationError):
     """Report a state that may pass by itself: a timeout, a busy server, a lost connection."""
 
 
+class ThrottledError(TransientError):
+    """Report a request that the API server refused before looking at it: it says nothing of what was asked about."""
+
+
 class ConflictError(TransientError):
     """Report a compare-and-swap that lost: somebody wrote the object in between."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import socket
 import ssl
@@ -11,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +19,10 @@ from sandbox.pki import CertificateAuthority
 from tpu_migration.bench.stream import exchange, session
 from tpu_migration.clients import google
 from tpu_migration.clients.iam import Permissions
-from tpu_migration.clients.kubernetes import CONFIG_MAPS, Kubernetes, client_transport
+from tpu_migration.clients.kubernetes import CONFIG_MAPS, Kubernetes
 from tpu_migration.clients.matrices import Matrices
 from tpu_migration.clients.prometheus import Prometheus
+from tpu_migration.clients.transport import token_transport
 from tpu_migration.errors import MigrationError, PermanentError, TransientError
 
 ROOT = Path(__file__).parents[2]
@@ -77,11 +76,8 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
 
 
 def cluster_at(host: str, ca: CertificateAuthority) -> Kubernetes:
-    """Return the client of a cluster as GKE tells of it: its endpoint, and the CA to trust."""
-    authority = base64.b64encode(ca.pem).decode()
-    told = SimpleNamespace(endpoint=host, master_auth=SimpleNamespace(cluster_ca_certificate=authority))
-    credentials = SimpleNamespace(token=TOKEN, expired=False)
-    return Kubernetes(client_transport(google._api_client(told, credentials)))
+    """Return the client of a cluster by what GKE tells of it: its endpoint, and the CA to trust."""
+    return Kubernetes(token_transport(f"https://{host}", ca.pem.decode(), lambda: TOKEN))
 
 
 def test_a_kubernetes_api_with_a_certificate_of_another_ca_is_refused(stranger, tmp_path):

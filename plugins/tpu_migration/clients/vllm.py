@@ -14,7 +14,7 @@ from typing import Any
 
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clients.transport import Response
-from tpu_migration.errors import TransientError
+from tpu_migration.errors import ThrottledError, TransientError
 
 _WANTED = (
     "num_requests_running|num_requests_waiting|num_preemptions_total|request_success_total"
@@ -145,5 +145,7 @@ class Vllm:
         answer = self._kube.pod_proxy(self._namespace, pod, self._port, path, method, body)
         if answer.status != 200:
             text = answer.body.decode("utf-8", errors="replace")[:200]
-            raise TransientError(f"pod {pod} answers {path} with {answer.status}: {text}")
+            # An engine that is full queues; who names a time to come back is the API server in front of it.
+            kind = TransientError if answer.retry_after_s is None else ThrottledError
+            raise kind(f"pod {pod} answers {path} with {answer.status}: {text}")
         return answer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, Kubernetes, Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain.watch import ArmSample, Limits, PodSample, ProbeSample, Sample, Watch
-from tpu_migration.errors import TransientError
+from tpu_migration.errors import ThrottledError, TransientError
 from tpu_migration.names import SOURCE_ARM, TARGET_ARM
 from tpu_migration.record import Record
 from tpu_migration.resources import policy
@@ -107,7 +107,7 @@ def _scrape(vllm: Vllm, pod: str) -> PodSample | None:
 def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: list[str]) -> Mapping[str, str]:
     """Ask each source replica for a real completion every ten seconds: Ready alone proves too little.
 
-    One failure may be bad luck; the second in a row is reported.
+    One failure may be bad luck; the second in a row is reported. An API server that throttles has asked nobody.
     """
     now = ctx.clock.monotonic()
     if not pods or now - ctx.memory.get("completed_at", -1e9) < _COMPLETION_EVERY_S:
@@ -116,18 +116,22 @@ def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: l
     vllm = Vllm(kube, ctx.plan.namespace, record.source.port)
     model = record.source.served_names[0]
 
-    def ask(pod: str) -> str:
+    def ask(pod: str) -> str | None:
         try:
             vllm.complete(pod, model, "ping", 1)
+        except ThrottledError:
+            return None
         except TransientError as error:
             return str(error)
         return ""
 
     answers = dict(zip(pods, ctx.together([lambda p=p: ask(p) for p in pods]), strict=True))  # type: ignore[misc]
     ctx.memory["completions"] = ctx.memory.get("completions", 0) + len(pods)
+    before: Mapping[str, str] = ctx.memory.get("failing_sources", {})
     failing = {pod: why for pod, why in answers.items() if why}
-    twice = {pod: why for pod, why in failing.items() if pod in ctx.memory.get("failing_sources", {})}
-    ctx.memory["failing_sources"] = failing
-    if failing:
+    twice = {pod: why for pod, why in failing.items() if pod in before}
+    unasked = {pod: before[pod] for pod, why in answers.items() if why is None and pod in before}
+    ctx.memory["failing_sources"] = {**failing, **unasked}
+    if failing or None in answers.values():
         ctx.memory["completed_at"] = now - _COMPLETION_EVERY_S + 1.0  # ask again soon
     return twice
