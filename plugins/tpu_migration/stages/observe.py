@@ -126,12 +126,11 @@ def _complete_on_sources(ctx: Context, record: Record, kube: Kubernetes, pods: l
         return ""
 
     answers = dict(zip(pods, ctx.together([lambda p=p: ask(p) for p in pods]), strict=True))  # type: ignore[misc]
-    ctx.memory["completions"] = ctx.memory.get("completions", 0) + len(pods)
+    unasked = [pod for pod, why in answers.items() if why is None]
+    ctx.memory["completions"] = ctx.memory.get("completions", 0) + len(pods) - len(unasked)
     before: Mapping[str, str] = ctx.memory.get("failing_sources", {})
     failing = {pod: why for pod, why in answers.items() if why}
-    twice = {pod: why for pod, why in failing.items() if pod in before}
-    unasked = {pod: before[pod] for pod, why in answers.items() if why is None and pod in before}
-    ctx.memory["failing_sources"] = {**failing, **unasked}
-    if failing or None in answers.values():
+    ctx.memory["failing_sources"] = {**failing, **{pod: before[pod] for pod in unasked if pod in before}}
+    if failing or unasked:
         ctx.memory["completed_at"] = now - _COMPLETION_EVERY_S + 1.0  # ask again soon
-    return twice
+    return {pod: why for pod, why in failing.items() if pod in before}

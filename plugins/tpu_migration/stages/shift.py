@@ -121,7 +121,7 @@ def _ways_answer(ctx: Context) -> Waiting | None:
     stats = prober_stats(ctx)
     for name in (MAIN_ARM, TARGET_ARM):
         arm = stats.arms.get(name) if stats else None
-        if arm and arm.ok and not arm.consecutive_failures:
+        if arm and arm.steady:
             continue
         why = f" ({arm.last_error})" if arm and arm.last_error else ""
         now = ctx.clock.monotonic()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
+from tpu_migration.domain.watch import Limits
 from tpu_migration.errors import SupersededError, TransientError
 from tpu_migration.names import POOL_RUN_LABEL, run_hash
 from tpu_migration.record import Record, told
@@ -191,9 +192,13 @@ def _streams_still_run(ctx: Context, record: Record) -> Waiting | None:
         flight = look(ctx, record).target.in_flight
     except TransientError:
         flight = None
-    if not flight:  # nothing runs, or nobody answers: what does not answer serves nobody
-        return None
-    return Waiting(1.0, f"{flight:.0f} streams still end on the target")
+    if flight is None:  # one that is silent for a moment may still stream; for longer, it serves nobody
+        silent = ctx.memory.setdefault("silent_since", ctx.clock.monotonic())
+        if ctx.clock.monotonic() - silent > Limits.missing_grace_s:
+            return None
+        return Waiting(1.0, "the target does not say whether streams still run on it")
+    ctx.memory.pop("silent_since", None)
+    return Waiting(1.0, f"{flight:.0f} streams still end on the target") if flight else None
 
 
 def _after_commit(ctx: Context, record: Record) -> Outcome:
