@@ -75,8 +75,13 @@ def _may(kube: Kubernetes, namespace: str, right: Right) -> bool:
 def _grants(rule: Object, right: Right) -> bool:
     """Tell whether a rule grants a right on every object of its kind; one by names does not."""
     _, _, subresource = right.resource.partition("/")
-    resources = {right.resource, f"*/{subresource}"} if subresource else {right.resource}
-    return not rule.get("resourceNames") and all(
-        {"*", *wanted} & set(rule.get(field) or ())
-        for field, wanted in (("verbs", {right.verb}), ("apiGroups", {right.group}), ("resources", resources))
+    return not rule.get("resourceNames") and (
+        _holds(rule, "verbs", right.verb)
+        and _holds(rule, "apiGroups", right.group)
+        and (_holds(rule, "resources", right.resource) or f"*/{subresource}" in (rule.get("resources") or ()))
     )
+
+
+def _holds(rule: Object, field: str, wanted: str) -> bool:
+    given = rule.get(field) or ()
+    return wanted in given or "*" in given

@@ -104,6 +104,9 @@ def merge(runs: Sequence[BenchRun]) -> BenchRun:
     results: list[RequestResult] = []
     offset = 0.0
     for number, run in enumerate(runs):
+        if len(runs) == 1:  # nothing to tell apart, and nothing to shift
+            results += run.results
+            break
         results += [
             replace(r, id=f"{number}/{r.id}", scheduled_s=r.scheduled_s + offset, sent_s=r.sent_s + offset)
             for r in run.results

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,12 @@ WATCH_CALL_TIMEOUT_S = 2.0  # while users are moving, a slow answer is no answer
 _LEAST_PAUSE_S = 0.5
 
 Object = dict[str, Any]
+
+
+@lru_cache(maxsize=4096)
+def _quoted(part: str, safe: str = "") -> str:
+    """Return a part of a path in which nothing ends it; a run names the same few all the time."""
+    return quote(part, safe=safe)
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,12 @@ class Resource:
         root = "/api/" if "/" not in self.api_version else "/apis/"
         parts = [self.api_version]
         if self.namespaced and namespace is not None:
-            parts += ["namespaces", quote(namespace, safe="")]
+            parts += ["namespaces", _quoted(namespace)]
         elif self.namespaced and name:
             raise PermanentError(f"{self.kind} {name} is namespaced, and no namespace was given")
         parts.append(self.plural)
         if name:
-            parts.append(quote(name, safe=":"))  # pods/NAME:PORT/proxy
+            parts.append(_quoted(name, ":"))  # pods/NAME:PORT/proxy
         return root + "/".join(parts) + (f"/{subresource}" if subresource else "")
 
 

@@ -17,34 +17,38 @@ _LITERAL = rf"\[[^\]]*\]?|{_QUOTED}"
 _WORD = r"(?!\*\*\*)[^\s\"',]+"
 _LIKELY = r"(?=[^\s\"',]*\d)[^\s\"',]{8,}"  # a sentence goes on after a colon, too
 
-_FORMS = tuple(
-    re.compile(form, re.IGNORECASE | re.DOTALL)
-    for form in (
+# What gives a secret away, and words of which one is in each text that a form fits: most texts have none of them.
+_SECRETS = ("key", "token", "passw", "secret")
+_FORMS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
+    (words, re.compile(form, re.IGNORECASE | re.DOTALL))
+    for words, form in (
         # An engine that logs its requests: vllm/entrypoints/logger.py writes their texts as Python literals.
-        rf"(?P<kept>\b(?:prompt|output): )(?:{_QUOTED})",
-        r"(?P<kept>\b(?:prompt|output)_token_ids: )\[[^\]]*\]?",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
-        r"(?P<kept>\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}",
-        rf"(?P<kept>{_NAME}[\"']?\s*=\s*)(?:{_LITERAL}|{_WORD})",
-        rf"(?P<kept>{_NAME}[\"']?\s*:\s*)(?:{_LITERAL}|{_LIKELY})",
-        rf"(?P<kept>--(?:[a-z]+-)?{_NAME}[\"']?(?:\s*,)?\s+)(?:{_LITERAL}|{_WORD})",
-        r"(?P<kept>\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@",  # an address with a user and a password
-        r"(?P<kept>\bhttps://hooks\.[\w.-]+/)[^\s'\")]+",  # of a webhook, whose path is its key
+        (("prompt: ", "output: "), rf"(?P<kept>\b(?:prompt|output): )(?:{_QUOTED})"),
+        (("_token_ids: ",), r"(?P<kept>\b(?:prompt|output)_token_ids: )\[[^\]]*\]?"),
+        (("private key-----",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+        (("bearer", "basic"), r"(?P<kept>\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}"),
+        (_SECRETS, rf"(?P<kept>{_NAME}[\"']?\s*=\s*)(?:{_LITERAL}|{_WORD})"),
+        (_SECRETS, rf"(?P<kept>{_NAME}[\"']?\s*:\s*)(?:{_LITERAL}|{_LIKELY})"),
+        (_SECRETS, rf"(?P<kept>--(?:[a-z]+-)?{_NAME}[\"']?(?:\s*,)?\s+)(?:{_LITERAL}|{_WORD})"),
+        (("://",), r"(?P<kept>\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@"),  # an address with a user and a password
+        (("://hooks.",), r"(?P<kept>\bhttps://hooks\.[\w.-]+/)[^\s'\")]+"),  # of a webhook, whose path is its key
         # By its beginning: Hugging Face, vLLM as OpenAI, Google, GitHub, GitLab, Slack, a JWT.
-        r"\bhf_[a-z0-9_]{8,}",
-        r"\bsk-[\w-]{8,}",
-        r"\bya29\.[\w.-]+",
-        r"\bAIza[\w-]{20,}",
-        r"\b(?:gh[pousr]|github_pat|glpat|xox[abeprs])[_-][\w-]{8,}",
-        r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?",
+        (("hf_",), r"\bhf_[a-z0-9_]{8,}"),
+        (("sk-",), r"\bsk-[\w-]{8,}"),
+        (("ya29.",), r"\bya29\.[\w.-]+"),
+        (("aiza",), r"\bAIza[\w-]{20,}"),
+        (("gh", "glpat", "xox"), r"\b(?:gh[pousr]|github_pat|glpat|xox[abeprs])[_-][\w-]{8,}"),
+        (("eyj",), r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?"),
     )
 )
 
 
 def masked(text: str) -> str:
     """Return a text without the keys, tokens, passwords, prompts and answers that it shows."""
-    for form in _FORMS:
-        text = form.sub(_mask, text)
+    plain = text.casefold()
+    for words, form in _FORMS:
+        if any(word in plain for word in words):
+            text = form.sub(_mask, text)
     return text
 
 

@@ -47,7 +47,10 @@ FORWARD = (
 
 @dataclass(frozen=True)
 class Waiting:
-    """Say what the stage waits for and when to look again; 0 seconds means: at once, there is more to do."""
+    """Say what the stage waits for, and when to look again, counted from when this look began.
+
+    0 seconds means: at once, there is more to do.
+    """
 
     seconds: float
     why: str

@@ -43,17 +43,28 @@ class ProberStats:
 
 
 def prober_stats(ctx: Context) -> ProberStats | None:
-    """Return the prober's counters, or None while it does not answer."""
+    """Return the prober's counters, or None while it does not answer.
+
+    Its pod is looked for once: one that does not answer, or was replaced, is looked for again at the next look.
+    """
+    pod: str | None = ctx.memory.get("prober") or _ready_prober(ctx)
+    stats = _stats_of(ctx, pod) if pod else None
+    ctx.memory["prober"] = pod if stats else None
+    return stats
+
+
+def _ready_prober(ctx: Context) -> str | None:
     pods = ctx.kube.list(PODS, ctx.plan.namespace, labels=f"app={ctx.names.prober}")
-    ready = [each["metadata"]["name"] for each in pods if is_ready(each)]
-    if not ready:
-        return None
+    return next((str(each["metadata"]["name"]) for each in pods if is_ready(each)), None)
+
+
+def _stats_of(ctx: Context, pod: str) -> ProberStats | None:
     try:
-        answer = ctx.kube.pod_proxy(ctx.plan.namespace, ready[0], _PORT, "/stats")
+        answer = ctx.kube.pod_proxy(ctx.plan.namespace, pod, _PORT, "/stats")
         if answer.status != 200:
             return None
         arms: Mapping[str, Mapping[str, Any]] = answer.json()["arms"]
-        return ProberStats(ready[0], {name: _arm(stats) for name, stats in arms.items()})
+        return ProberStats(pod, {name: _arm(stats) for name, stats in arms.items()})
     except (TransientError, KeyError):
         return None
 

@@ -55,13 +55,19 @@ class StageRun:
         self._waited = 0.0  # since the record was told last
         self._begun = False
         self._began = context.clock.now()
-        self._since = context.clock.monotonic()
+        self._since = self._looked_at = context.clock.monotonic()
 
     def step(self) -> Outcome:
-        """Make one step; a transient error becomes a wait with back-off, a permanent one a failure."""
+        """Make one step; a transient error becomes a wait with back-off, a permanent one a failure.
+
+        A wait counts from when the step began, so that whoever is to look every second does. What is returned is the
+        rest of it.
+        """
+        self._looked_at = self.context.clock.monotonic()
         outcome = self._step()
         if isinstance(outcome, Waiting):
             self._waited += outcome.seconds
+            outcome = replace(outcome, seconds=max(0.0, outcome.seconds - self._took_s()))
         if isinstance(outcome, Failed) and outcome.kind != "superseded" and not outcome.is_told:
             self.context.announce(lambda: [failure(self.context.plan.workload, self.stage.name, outcome.reason)])
         if self.stage.gives_lease_back and not isinstance(outcome, Waiting):
@@ -78,7 +84,7 @@ class StageRun:
         except (SupersededError, NotHolderError) as error:
             return Failed(str(error), "superseded")
         except TransientError as error:
-            return Waiting(self._backoff.pause_s(), f"will try again: {error}")
+            return Waiting(self._took_s() + self._backoff.pause_s(), f"will try again: {error}")
         except (PermanentError, RouteError) as error:
             outcome = Failed(str(error))
             self._note_failure(outcome)
@@ -87,6 +93,10 @@ class StageRun:
             outcome = Failed(masked(f"unexpected {type(error).__name__} in stage {self.stage.name}: {error}"))
             self._note_failure(outcome)
         return outcome
+
+    def _took_s(self) -> float:
+        """Return the seconds since this look began."""
+        return self.context.clock.monotonic() - self._looked_at
 
     def _paced(self, outcome: Outcome) -> Outcome:
         """Stretch the pauses of a wait that gets long; never while users are watched."""

@@ -82,7 +82,7 @@ class Variables:
 
     def expand(self, text: str, *, shell: bool, local: Mapping[str, str] | None = None) -> str | None:
         """Expand `$(VAR)`, in a shell also `$VAR` and `${VAR}`; None if anything in it cannot be resolved."""
-        bindings = self.bindings()
+        bindings = self.bindings() if VARIABLE.search(text) else {}  # most texts name none
         for _ in range(8):
             if not self.references(text, shell=shell):
                 break
