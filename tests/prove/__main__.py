@@ -28,7 +28,7 @@ def main() -> int:
         crash_points.NAME: lambda: crash_points.prove(ledger),
         breaches.NAME: lambda: breaches.prove(ledger, options.breaches),
         fault_matrix.NAME: lambda: fault_matrix.prove(ledger),
-        deferrals.NAME: lambda: deferrals.prove(ledger, options.deferred, options.shifting),
+        deferrals.NAME: lambda: deferrals.prove(ledger, options.fleets or deferrals.FLEETS),
         celery_stack.NAME: lambda: celery_stack.prove(ledger),
         fault_scenarios.NAME: lambda: fault_scenarios.prove(ledger, options.seeds),
         afterwards.NAME: lambda: afterwards.prove(ledger),
@@ -42,10 +42,13 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=20_000, help="long streams to carry (default: %(default)s)")
     parser.add_argument("--breaches", type=int, default=1_000, help="breaches to measure (default: %(default)s)")
     parser.add_argument(
-        "--deferred", type=int, default=deferrals.MIGRATIONS, help="migrations on one triggerer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--shifting", type=int, default=deferrals.SHIFTING, help="how many of them shift (default: %(default)s)"
+        "--fleet",
+        action="append",
+        type=int,
+        nargs=2,
+        metavar=("DEFERRED", "SHIFTING"),
+        dest="fleets",
+        help=f"migrations on one triggerer, and how many of them shift (default: {deferrals.FLEETS})",
     )
     parser.add_argument("--out", type=Path, default=Path("out/prove.json"))
     options = parser.parse_args()

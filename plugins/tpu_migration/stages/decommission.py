@@ -37,6 +37,7 @@ _STRAY = 2  # our own probes and their counters are not read in the same instant
 _UNSAFE_LOOKS = 2
 _POLL_S = 2.0
 _REPLICA_PATIENCE_S = 1800.0  # a TPU replica restarts in tens of minutes
+_ANSWER_PATIENCE_S = 300.0  # with one that is ready and gives no answer: users wait for the same answers
 
 
 def step(ctx: Context) -> Outcome:
@@ -114,9 +115,24 @@ def _check_users_are_safe(ctx: Context, record: Record, release: str) -> Waiting
     ctx.memory.pop("too_few_since", None)
     # Last of all, when the source is drained: what answered before that may not answer now.
     if release != "keep" and record.phase is Phase.DECOMMISSIONING and not ctx.memory.get("proven"):
-        _check_target(ctx, record, ready)
+        try:
+            _check_target(ctx, record, ready)
+        except TransientError as error:
+            return _wait_for_answers(ctx, record, error)
         ctx.memory["proven"] = True
     return None
+
+
+def _wait_for_answers(ctx: Context, record: Record, error: TransientError) -> Waiting:
+    now = ctx.clock.monotonic()
+    lasting_s = now - ctx.memory.setdefault("unanswered_since", now)
+    if lasting_s > _ANSWER_PATIENCE_S:
+        raise PermanentError(
+            f"{error}, for {lasting_s / 60:.0f} minutes: nothing is given up. Users wait for the same answers: take them "
+            "back to GPUs (`airflow dags trigger gpu_fallback`), or mend "
+            f"{record.target} and clear this task"
+        ) from error
+    return Waiting(_POLL_S, f"{error}; nothing is given up before it answers")
 
 
 def _wait_for_replicas(ctx: Context, found: int, needed: int) -> Waiting:
@@ -135,7 +151,7 @@ def _check_target(ctx: Context, record: Record, pods: list[Object]) -> None:
     for pod in pods:
         name = pod["metadata"]["name"]
         if vllm.complete(name, record.source.served_names[0], "ping", 1) != 1:
-            raise TransientError(f"pod {name} is ready and completes nothing: nothing is given up before it does")
+            raise TransientError(f"pod {name} is ready and completes nothing")
     if ctx.plan.accept_single_replica or is_behind_a_budget(
         ctx.kube, ctx.plan.namespace, pods[0]["metadata"].get("labels") or {}
     ):
