@@ -96,7 +96,8 @@ async def _demo(options: argparse.Namespace) -> int:
         (out / "report.json").write_text(json.dumps(report_data(record, summary), indent=2) + "\n")
         _print_end(say, record, summary, out, problems)
         if options.hold:
-            say("holding; Ctrl-C ends everything")
+            await stand.start_users(rate=options.rate)
+            say(f"holding, with users as before, who are counted in {stand.users_file()}; Ctrl-C ends everything")
             await asyncio.Event().wait()
     return 1 if problems else 0
 

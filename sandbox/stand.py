@@ -168,7 +168,7 @@ class Stand:
         """Let users stream answers from a workload through the Gateway; `more` are options of sandbox.users."""
         arguments = [
             "--url", self.state["gateway_url"], "--model", SERVED_MODEL, "--rate", f"{rate:g}",
-            "--seed", "7", "--out", str(self._users_file(workload)), "--output-tokens", str(output_tokens), *more,
+            "--seed", "7", "--out", str(self.users_file(workload)), "--output-tokens", str(output_tokens), *more,
         ]  # fmt: skip
         if host := hostname_of(workload):
             arguments += ["--host-header", host]
@@ -176,12 +176,13 @@ class Stand:
             f"users-{workload}", [sys.executable, "-m", "sandbox.users", *arguments], cwd=ROOT, order=USERS
         )
 
-    def _users_file(self, workload: str) -> Path:
+    def users_file(self, workload: str = WORKLOAD) -> Path:
+        """Return where the users of a workload write what they have counted."""
         return self.directory / f"users-{workload}.json"
 
     def users(self, workload: str = WORKLOAD) -> dict[str, Any]:
         """Return what the users have counted so far."""
-        file = self._users_file(workload)
+        file = self.users_file(workload)
         return json.loads(file.read_text()) if file.exists() else {}
 
     async def stop_users(self, workload: str = WORKLOAD) -> dict[str, Any]:
@@ -191,5 +192,5 @@ class Stand:
             raise StandFailed(f"the users of {workload} ended by themselves:\n{self.tail(f'users-{workload}')}")
         await child.stop(grace_s=90.0)
         self.supervisor.forget(child)
-        failures = Path(f"{self._users_file(workload)}.failures.jsonl").read_text().splitlines()
+        failures = Path(f"{self.users_file(workload)}.failures.jsonl").read_text().splitlines()
         return {**self.users(workload), "failures": [json.loads(line) for line in failures]}
