@@ -100,6 +100,7 @@ class Fallback:
     detected: float  # Unix seconds
     route_written: float  # when the safe route was written
     observed: float | None = None  # when the traffic was seen to have followed
+    stays: int = 0  # per cent of the users that a target which is well keeps while the source lacks replicas
 
 
 @dataclass(frozen=True)

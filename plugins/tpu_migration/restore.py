@@ -71,11 +71,22 @@ def observed_percent(kube: Kubernetes, record: Record) -> int:
 def observed_safe_route(kube: Kubernetes, record: Record) -> SafeRoute:
     """Return the safe route, computed from the record and the endpoints that are ready right now."""
     on_source, on_target = _endpoints(kube, record.namespace, record.source.service, record.target)
-    return safe_route(record.phase, _ready(on_source), _ready(on_target), record.source_capacity)
+    stays = stays_of(record)
+    return safe_route(record.phase, _ready(on_source), _ready(on_target), record.source_capacity, stays=stays)
 
 
-def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock) -> Restored:
+def stays_of(record: Record) -> int:
+    """Return the share in per cent that a keeper left on a target that was well, while the source lacked replicas."""
+    return record.fallback.stays if record.fallback and record.phase is Phase.FALLING_BACK else 0
+
+
+def restore(
+    kube: Kubernetes, namespace: str, workload: str, *, actor: str, reason: str, clock: Clock, stays: int = 0
+) -> Restored:
     """Write the safe route and epoch + 1 in one call, retried until it wins, then tell the record.
+
+    `stays` is what of its users in per cent a target may keep that the caller has seen to be well, where the source
+    lacks replicas: all users on half a source would be what they notice. It never gets more than it has.
 
     It writes even if the weights are already right: the raised epoch is what stops a writer
     that is still on its way. Raises PermanentError if neither record nor snapshot is left.
@@ -95,22 +106,26 @@ def restore(kube: Kubernetes, namespace: str, workload: str, *, actor: str, reas
             )
         source, target, phase = snapshot[1], f"{workload}-tpu", Phase.SHIFTING
     capacity = record.source_capacity if record else source.replicas
-    safe, streaming = _safe_route(kube, namespace, phase, source=source, target=target, capacity=capacity)
+    safe, streaming = _safe_route(kube, namespace, phase, source=source, target=target, capacity=capacity, stays=stays)
     aim = _Aim(namespace, workload, source, target, safe.target_percent, streaming, record.epoch if record else 0)
-    epoch = _write_route(kube, aim)
+    epoch, before, percent = _write_route(kube, aim)
     written = clock.now()
     log.warning("%s: users are sent to the safe route (%s) by %s: %s", workload, safe.reason, actor, reason)
     if record is not None:
-        fallback = Fallback(reason, actor, detected, written)
+        left = percent if 0 < percent < 100 else 0
+        why = f"{reason}; {safe.reason}" if left else reason
 
         def note(current: Record) -> Record:
             changed = replace(current, epoch=max(epoch, current.epoch))
             if {phase, current.phase} & (AFTER_COMMIT | ENDED - {Phase.HELD}):
                 return changed
-            return replace(changed, phase=Phase.FALLING_BACK, fallback=current.fallback or fallback, waiting="")
+            fallback = current.fallback or Fallback(why, actor, detected, written)
+            if percent != before:  # the Gateway begins to follow anew
+                fallback = replace(fallback, route_written=written)
+            return replace(changed, phase=Phase.FALLING_BACK, fallback=replace(fallback, stays=left), waiting="")
 
         records.force(note)
-    return Restored(epoch, safe.target_percent, safe.reason)
+    return Restored(epoch, percent, safe.reason)
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ def _readable_record(records: Records) -> Record | None:
 
 
 def _safe_route(
-    kube: Kubernetes, namespace: str, phase: Phase, *, source: Source, target: str, capacity: int
+    kube: Kubernetes, namespace: str, phase: Phase, *, source: Source, target: str, capacity: int, stays: int
 ) -> tuple[SafeRoute, bool]:
     """Return the safe route, and whether the target has endpoints, ready or not, on which streams may still run.
 
@@ -147,10 +162,11 @@ def _safe_route(
         if phase in AFTER_COMMIT:
             raise  # which side is safe depends on what is ready: guessing could send users to nobody
         return SafeRoute(0, f"{phase}: the source, though its endpoints could not be read ({error})"), False
-    return safe_route(phase, _ready(on_source), _ready(on_target), capacity), bool(on_target)
+    return safe_route(phase, _ready(on_source), _ready(on_target), capacity, stays=stays), bool(on_target)
 
 
-def _write_route(kube: Kubernetes, aim: _Aim) -> int:
+def _write_route(kube: Kubernetes, aim: _Aim) -> tuple[int, int, int]:
+    """Return the epoch, and the target's share in per cent before and after."""
     source = aim.source
     for _ in range(_ROUTE_TRIES):
         route = kube.get(HTTP_ROUTES, source.route, aim.namespace)
@@ -160,8 +176,11 @@ def _write_route(kube: Kubernetes, aim: _Aim) -> int:
             continue
         epoch = max(_epoch_or_zero(route, aim.workload), aim.record_epoch) + 1
         live = rules_of(route)
-        if aim.target_percent:
-            rules = with_target(live, source.rules, source.service, aim.target, aim.target_percent)
+        before = target_percent(live, source.service, aim.target)
+        # A share that may stay is never more than the target has by now.
+        percent = aim.target_percent if aim.target_percent == 100 else min(aim.target_percent, before)
+        if percent:
+            rules = with_target(live, source.rules, source.service, aim.target, percent)
         else:
             streaming = aim.target_may_stream
             rules = restored(live, source.rules, source.service, aim.target, streaming=streaming)
@@ -170,7 +189,7 @@ def _write_route(kube: Kubernetes, aim: _Aim) -> int:
             kube.replace(with_epoch(changed, aim.workload, epoch))
         except ConflictError:
             continue
-        return epoch
+        return epoch, before, percent
     raise TransientError(
         f"HTTPRoute {source.route} is written by somebody else all the time: lost {_ROUTE_TRIES} times; "
         "stop the other controller (see the route's managedFields)"

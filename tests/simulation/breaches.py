@@ -73,8 +73,8 @@ class Figures:
     """What many breaches say together; seconds, quantiles of those that each figure is of.
 
     `early` were called observed before the Gateway had followed: nothing could begin on the target any more, for it
-    had no endpoint left or the load balancer let nobody through, though its share was still there. A target on a dead machine does not answer, which is
-    no evidence: `dead_p99_s` is of those, apart.
+    had no endpoint left or the load balancer let nobody through, though its share was still there. A target on a dead
+    machine does not answer, which is no evidence: `dead_p99_s` is of those, apart.
     """
 
     breaches: int

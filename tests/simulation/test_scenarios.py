@@ -68,8 +68,8 @@ def test_sees_a_teardown_that_leaves_objects(monkeypatch):
 
 
 def test_sees_a_teardown_that_brings_nobody_home(monkeypatch):
-    monkeypatch.setattr(shift, "send_home", lambda ctx, reason: Failed(reason, "breach"))
-    monkeypatch.setattr(teardown, "_send_to_safe_route", lambda ctx, reason: Restored("nothing was done", ctx.epoch))
+    monkeypatch.setattr(shift, "send_home", lambda ctx, reason, **_: Failed(reason, "breach"))
+    monkeypatch.setattr(teardown, "_send_to_safe_route", lambda ctx, *_: Restored("nothing was done", ctx.epoch))
     hung = Onset("gpu-gone", Phase.SOAKING, 0.0, None, one_replica=False)
     assert "the run ended in phase soaking" in problems(broken(hung))
 

@@ -91,6 +91,35 @@ def test_a_source_without_a_ready_endpoint_gets_nobody_while_the_target_serves(c
     assert cluster.weights() == {GPU: 0, TPU: 100}
 
 
+def test_half_a_source_takes_half_of_the_users_of_a_target_that_is_well_and_the_record_says_so(cluster):
+    cluster.records.begin(record())
+    cluster.give_endpoints(GPU, 1)
+    done = restore(
+        cluster.kube, NAMESPACE, GPU, actor="the keeper", reason="a GPU is gone", clock=cluster.clock, stays=100
+    )
+    assert done.target_percent == 50
+    assert cluster.weights() == {GPU: 50, TPU: 50}
+    fallback = cluster.records.read().fallback
+    assert (fallback.stays, fallback.reason) == (50, f"a GPU is gone; {done.reason}")
+    cluster.give_endpoints(GPU, 2)
+    cluster.clock.advance(30.0)
+    assert send_home(cluster).target_percent == 0
+    after = cluster.records.read().fallback
+    assert (after.stays, after.reason) == (0, fallback.reason)
+    assert after.route_written == cluster.clock.now()
+
+
+def test_a_target_never_gets_more_of_the_users_than_it_has():
+    cluster = Cluster()
+    cluster.give_route({GPU: 90, TPU: 10})
+    cluster.give_endpoints(GPU, 1)
+    cluster.give_endpoints(TPU, 2)
+    cluster.records.begin(record())
+    done = restore(cluster.kube, NAMESPACE, GPU, actor="the keeper", reason="x", clock=cluster.clock, stays=100)
+    assert done.target_percent == 10
+    assert cluster.weights() == {GPU: 90, TPU: 10}
+
+
 def test_endpoints_that_cannot_be_read_do_not_stop_it_before_the_commit(cluster):
     cluster.records.begin(record())
 

@@ -187,9 +187,27 @@ def test_after_the_commit_the_target_is_safe_while_it_serves(phase):
     assert safe_route(phase, 2, 0, 0).target_percent == 100  # the source is given up already
 
 
-@given(st.sampled_from(list(Phase)), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
-def test_never_a_side_without_ready_endpoints_while_the_other_has_some(phase, source, target, capacity):
-    safe = safe_route(phase, source, target, capacity)
+@pytest.mark.parametrize(
+    ("source", "target", "capacity", "stays", "left"),
+    [(1, 2, 2, 100, 50), (1, 2, 2, 10, 10), (7, 2, 8, 100, 13), (2, 2, 2, 100, 0), (3, 2, 2, 100, 0), (1, 0, 2, 100, 0),
+     (0, 2, 2, 50, 100), (1, 2, 2, 0, 0)],
+)  # fmt: skip
+def test_what_the_source_does_not_carry_stays_on_a_target_that_is_well(source, target, capacity, stays, left):
+    for phase in (Phase.SHIFTING, Phase.SOAKING, Phase.FALLING_BACK):
+        safe = safe_route(phase, source, target, capacity, stays=stays)
+        assert safe.target_percent == left
+        assert ("stay on the target until the others are back" in safe.reason) is (0 < left < 100)
+
+
+@given(
+    st.sampled_from(list(Phase)), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.sampled_from([0, 10, 100])
+)
+def test_never_a_side_without_ready_endpoints_while_the_other_has_some(phase, source, target, capacity, stays):
+    safe = safe_route(phase, source, target, capacity, stays=stays)
+    if 0 < safe.target_percent < 100:
+        assert source > 0
+        assert target > 0
+        return
     chosen, other = (target, source) if safe.target_percent else (source, target)
     given_up = phase in AFTER_COMMIT and capacity == 0 and safe.target_percent == 100
     assert chosen > 0 or other == 0 or given_up

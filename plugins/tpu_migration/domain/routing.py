@@ -182,14 +182,26 @@ class SafeRoute:
     reason: str
 
 
-def safe_route(phase: Phase, source_ready: int, target_ready: int, source_capacity: int) -> SafeRoute:
+def safe_route(
+    phase: Phase, source_ready: int, target_ready: int, source_capacity: int, *, stays: int = 0
+) -> SafeRoute:
     """Compute the safe route from the record's phase and what is observed.
 
     `source_ready` and `target_ready` count ready endpoints; `source_capacity` is the recorded
     number of source replicas that have not been given up yet (it is lowered *before* each
     scale-down). A side without ready endpoints never gets users while the other has some.
+    `stays` is the share in per cent that a target which is well may keep, as far as the source's replicas that are
+    ready do not carry it; 0 where nobody has seen that it is well.
     """
     if phase not in AFTER_COMMIT:
+        if stays and target_ready and 0 < source_ready < source_capacity:
+            fits = 100 * source_ready // source_capacity
+            left = min(stays, 100 - fits)
+            return SafeRoute(
+                left,
+                f"{source_ready} of the source's {source_capacity} replicas are ready and carry {fits} %: {left} % of "
+                "the users stay on the target until the others are back",
+            )
         if source_ready or not target_ready:
             return SafeRoute(0, f"{phase}: the source serves")
         return SafeRoute(100, f"{phase}: the source has no ready endpoint, the target has {target_ready}")

@@ -19,8 +19,11 @@ _QUIET_S, _LEAST_QUIET_S = 1.0, 0.25  # without a request on the target, until t
 _QUIET_REQUESTS = 5  # of a Poisson stream that goes on, none is seen in their time with less than 1 %: exp(-5)
 
 
-def send_home(ctx: Context, reason: str) -> Outcome:
-    """Restore now, in this very step; everything else can wait. One that fails is tried at the next step."""
+def send_home(ctx: Context, reason: str, *, stays: int = 0) -> Outcome:
+    """Restore now, in this very step; everything else can wait. One that fails is tried at the next step.
+
+    `stays` is the share in per cent that may stay on a target that is well, where the source lacks replicas.
+    """
     ctx.memory["breach"] = reason
     done = restore(
         ctx.unfenced.watching(),
@@ -29,8 +32,10 @@ def send_home(ctx: Context, reason: str) -> Outcome:
         actor=f"the keeper of run {ctx.run_id}",
         reason=reason,
         clock=ctx.clock,
+        stays=stays,
     )
     ctx.memory["restored"] = reason
+    ctx.memory["stays"] = done.target_percent if stays else 0
     ctx.memory["restored_at"] = ctx.clock.monotonic()
     ctx.epoch = done.epoch
     return Waiting(0, f"breach: {reason}; {done.reason}")
@@ -47,6 +52,8 @@ def watch_restore(ctx: Context) -> Outcome:
         return Done({"steps": list(ctx.plan.steps), "soaked_s": ctx.plan.soak_s})
     if record is None or record.fallback is None:
         return Failed(reason, "breach")
+    if ctx.memory.get("stays"):
+        return Failed(record.fallback.reason, "breach")  # the teardown brings the rest home when the source is whole
     waited = ctx.clock.monotonic() - ctx.memory["restored_at"]
     if traffic_has_left_target(ctx, record, _quiet_s(ctx)):
         now = ctx.clock.now()

@@ -85,12 +85,12 @@ def _keep(ctx: Context) -> Outcome:
         return _adopt(ctx, record, route)
     sample = look(ctx, record)
     ctx.memory.pop("blind_since", None)
-    breach = (
-        _disturbed(ctx, record, route)
-        or watch_of(ctx).add(sample, target_has_users=record.shift.percent > 0, source_replicas=record.source.replicas)
-        or _swapped(ctx, record)
-    )
-    if breach:
+    if breach := _disturbed(ctx, record, route):
+        return send_home(ctx, breach)
+    has_users, replicas = record.shift.percent > 0, record.source.replicas
+    if breach := watch_of(ctx).add(sample, target_has_users=has_users, source_replicas=replicas):
+        return send_home(ctx, breach, stays=_may_stay(ctx, record, sample))
+    if breach := _swapped(ctx, record):
         return send_home(ctx, breach)
     assert route is not None  # _disturbed calls a missing route a breach
     return _advance(ctx, record, route, sample)
@@ -150,6 +150,15 @@ def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None
         f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch}, this run had "
         f"written {expected.percent} % at epoch {record.epoch}; last written by {last_writer(route)}"
     )
+
+
+def _may_stay(ctx: Context, record: Record, sample: Sample) -> int:
+    """Return the share that may stay on the target for now: none, unless the source lacks replicas and it is well."""
+    target, probe = sample.target, sample.probe
+    is_well = target.ready >= ctx.plan.target_replicas and all(target.pods.values()) and not sample.dead_sources
+    is_answered = probe is not None and not probe.consecutive_failures
+    lacks = sample.source.ready < record.source.replicas
+    return record.shift.percent if lacks and is_well and is_answered else 0
 
 
 def _swapped(ctx: Context, record: Record) -> str | None:

@@ -14,9 +14,9 @@ from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import epoch_of
 from tpu_migration.domain.watch import Limits
 from tpu_migration.errors import SupersededError, TransientError
-from tpu_migration.names import POOL_RUN_LABEL, run_hash
+from tpu_migration.names import POOL_RUN_LABEL, TARGET_ARM, run_hash
 from tpu_migration.record import Record, told
-from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore
+from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore, stays_of
 from tpu_migration.snapshot import Snapshots
 from tpu_migration.stages.approval import SHIFT
 from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
@@ -26,9 +26,11 @@ from tpu_migration.stages.diagnostics import diagnostics_name, save_diagnostics
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 from tpu_migration.stages.pool_removal import removed
+from tpu_migration.stages.probes import prober_stats
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0
+_PROBES_FAILED = 2
 _GATEWAY_FOLLOWS_S = 60.0  # GKE: 8 s for weights, up to 36 s with endpoints, 60 s for a backend
 _LONGEST_PAUSE_S = 15.0
 _DRAIN_S = 600.0  # the longest stream that is waited for before the TPU pods are told to end
@@ -67,8 +69,8 @@ def _step(ctx: Context) -> Outcome:
         return _release(ctx, record, Phase.REJECTED)
     if record.phase is not Phase.FALLING_BACK or not _route_is_restored(ctx, record):
         return _restore(ctx, record)
-    if observed_percent(ctx.kube, record):
-        return _bring_the_rest_home(ctx, record)
+    if percent := observed_percent(ctx.kube, record):
+        return _bring_the_rest_home(ctx, record, percent)
     if record.fallback and record.fallback.observed is None:
         return _verify(ctx, record)
     return _release(ctx, record, _home(record))
@@ -90,8 +92,8 @@ def _without_record(ctx: Context) -> Outcome:
     )
 
 
-def _restore(ctx: Context, record: Record) -> Outcome:
-    done = _send_to_safe_route(ctx, why_it_failed(record))
+def _restore(ctx: Context, record: Record, stays: int = 0) -> Outcome:
+    done = _send_to_safe_route(ctx, why_it_failed(record), stays)
     ctx.epoch = None  # others may restore in the same moment; the next look tells which epoch it is
     again: int = ctx.memory.setdefault("restores", 0)
     ctx.memory["restores"] = again + 1
@@ -99,10 +101,12 @@ def _restore(ctx: Context, record: Record) -> Outcome:
     return Waiting(pause_s, f"route restored at epoch {done.epoch}: {done.reason}")
 
 
-def _send_to_safe_route(ctx: Context, reason: str) -> Restored:
+def _send_to_safe_route(ctx: Context, reason: str, stays: int = 0) -> Restored:
     actor = f"the teardown of run {ctx.run_id}"
     plan = ctx.plan
-    done = restore(ctx.unfenced, plan.namespace, plan.workload, actor=actor, reason=reason, clock=ctx.clock)
+    done = restore(
+        ctx.unfenced, plan.namespace, plan.workload, actor=actor, reason=reason, clock=ctx.clock, stays=stays
+    )
     ctx.epoch = done.epoch
     return done
 
@@ -120,12 +124,22 @@ def _route_is_restored(ctx: Context, record: Record) -> bool:
     return route is not None and epoch_of(route, record.workload) == record.epoch
 
 
-def _bring_the_rest_home(ctx: Context, record: Record) -> Outcome:
-    """Restore once more as soon as the source serves again: it did not when users were last sent somewhere."""
-    if observed_safe_route(ctx.kube, record).target_percent:
-        return Waiting(2.0, "users are on the target, because the source has no ready endpoint; waiting for one")
+def _bring_the_rest_home(ctx: Context, record: Record, percent: int) -> Outcome:
+    """Restore once more as soon as the source carries more: it had too few replicas when users were last sent there."""
+    stays = stays_of(record)
+    if stays and _target_fails(ctx):
+        stays = 0
+    elif (safe := observed_safe_route(ctx.kube, record)).target_percent >= percent:
+        return Waiting(2.0, safe.reason)
     ctx.memory.pop("verify_since", None)
-    return _restore(ctx, record)
+    return _restore(ctx, record, stays)
+
+
+def _target_fails(ctx: Context) -> bool:
+    """Tell whether users who stayed are answered no more, as far as the prober tells: too few GPUs are better then."""
+    stats = prober_stats(ctx)
+    arm = stats.arms.get(TARGET_ARM) if stats else None
+    return arm is not None and arm.consecutive_failures >= _PROBES_FAILED
 
 
 def _verify(ctx: Context, record: Record) -> Outcome:
