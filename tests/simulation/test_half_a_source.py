@@ -15,7 +15,7 @@ SHARES_LEFT = "1 of the source's 2 replicas are ready and carry 50 %: 50 % of th
 
 
 class HalfGone:
-    """A migration whose source loses one of two replicas in the soak, or at a share; what the route says from then on."""
+    """A migration whose source loses one of two replicas at a share of the target, and the route since."""
 
     def __init__(self, at_percent=100, **plan):
         self.scene = Scene(**{**PLAN, **plan})
