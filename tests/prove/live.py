@@ -29,6 +29,9 @@ REPLICAS = 3  # a replica takes 64 at once, and a hundred are there always
 RUN_S = 600.0
 COMPONENTS = ("worker", "triggerer", "scheduler", "api-server")
 PHASES = {"shift": Phase.SHIFTING, "soak": Phase.SOAKING, "decommission": Phase.DECOMMISSIONING}
+# A worker has a task only until its first wait; a soak, which is all waiting, is the triggerer's alone.
+KILLS = {f"{each} in {phase}" for each in COMPONENTS for phase in PHASES} - {"worker in soak"}
+STREAMS_AT_ONCE = 100
 STEPS = (10, 50, 100)
 TASK_OF = {"shift": "shift", "soak": "shift", "decommission": "decommission"}
 _BACK = ("workload", "namespace", "project_id", "location", "cluster")
@@ -60,11 +63,19 @@ async def _live(streams: int) -> dict[str, Any]:
             *(lambda each=each: live.killing(each) for each in COMPONENTS),
             *(lambda each=each: live.sent_home_at(each) for each in STEPS),
         ]
-        while plays or live.long_streams < streams:
+        while plays or (live.long_streams < streams and not live.problems):
+            carried = live.long_streams
             await (plays.pop(0) if plays else live.undisturbed)()
             print(f"live: {live.runs[-1]}, {live.long_streams} of {streams} long streams", flush=True)
+            if live.long_streams == carried:
+                live.problems.append(f"no long stream came through in {live.runs[-1]}")
         users = await stand.stop_users()
     hurt = [f"a stream was hurt: {each}" for each in users["failures"][:5]]
+    hurt += [f"{users[each]} {each}" for each in ("failed", "truncated") if users[each]]
+    if users["peak_streams"] < STREAMS_AT_ONCE:
+        hurt.append(f"at most {users['peak_streams']} streams at once, fewer than {STREAMS_AT_ONCE}")
+    if missed := sorted(KILLS - set(live.kills)):
+        hurt.append(f"nothing was killed: {', '.join(missed)}")
     counted = {
         key: users[key] for key in ("requests", "long_streams", "failed", "truncated", "peak_streams", "p99_ttft_s")
     }
@@ -133,8 +144,9 @@ class _Live:
     async def _kill_in_each_phase(self, run: str, component: str) -> None:
         for where, phase in PHASES.items():
             if component == "worker":
-                # Only a worker that has the task can be killed; from then on it is the triggerer's.
-                if where != "soak" and await self.stand.airflow.kill_worker(DAG_ID, run, TASK_OF[where], RUN_S):
+                if f"worker in {where}" in KILLS and await self.stand.airflow.kill_worker(
+                    DAG_ID, run, TASK_OF[where], RUN_S
+                ):
                     self.kills.append(f"worker in {where}")
                 continue
             await self._until(run, lambda record, phase=phase: record.phase is phase)
