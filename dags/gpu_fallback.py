@@ -9,7 +9,8 @@ any more is waited for by nobody: the first GPU replica that answers gets its us
 
 The task `ask` goes on at once, unless the run was started to ask people first, as a canary that failed does.
 
-    airflow dags trigger gpu_fallback --conf '{"workload": "vllm-gemma3-27b"}'
+    airflow dags trigger gpu_fallback --conf '{"project_id": "my-project", "location": "us-central1-a",
+        "cluster": "inference", "namespace": "inference", "workload": "vllm-gemma3-27b"}'
 
 At a terminal, without Airflow: `tpu-migration restore WORKLOAD`, or `tpu-migration deploy --accelerator gpu …`.
 """

@@ -21,6 +21,7 @@ from typing import Any
 from sandbox.airflow_api import AirflowFailed, RemoteAirflow
 from sandbox.faults import Fault, describe
 from sandbox.stand import DAG_ID, Stand, StandFailed
+from sandbox.state import sandbox_runs_in
 from tpu_migration.domain.phases import Phase
 from tpu_migration.record import Record
 from tpu_migration.report.page import render_report, report_data
@@ -69,6 +70,10 @@ async def _demo(options: argparse.Namespace) -> int:
     started = time.monotonic()
     out: Path = options.out.resolve()
     work = out / "work"
+    if sandbox_runs_in(work / "sandbox"):
+        raise StandFailed(
+            f"another demo runs in {out}: end it with Ctrl-C, or give this one a folder of its own (--out, OUT=)"
+        )
     shutil.rmtree(work, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     for old in ("summary.json", "report.html", "report.json"):

@@ -38,3 +38,8 @@ def is_up(state: Mapping[str, Any]) -> bool:
     """Tell whether the supervisor that wrote the state is alive."""
     started = state.get("pid_started")
     return started is not None and start_time(int(state["pid"])) == started
+
+
+def sandbox_runs_in(directory: Path) -> bool:
+    """Tell whether a sandbox is up in a directory, which need not be there."""
+    return (directory / STATE_FILE).exists() and is_up(read_state(directory))

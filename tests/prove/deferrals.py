@@ -13,9 +13,10 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox.airflow import Airflow
 from sandbox.airflow_settings import google_environment
@@ -96,7 +97,7 @@ async def _measure(airflow: Airflow, served: Path, steps: Path, migrations: int,
     began = time.time()
     # A new one's first step begins when it is made; by then each of them has its clients.
     await _until("all have begun", lambda: len(_running(airflow)) == migrations, BEGIN_WITHIN_S)
-    await _until("each has made a step", lambda: _lines(steps) >= migrations, BEGIN_WITHIN_S)
+    await _until("each has made a step", lambda: len(_stepped(steps)) >= migrations, BEGIN_WITHIN_S)
     all_begun_s = time.time() - began
     start, calls_before = time.time(), _calls(served)
     cpu_before = _cpu_s(triggerer.pid)
@@ -107,19 +108,19 @@ async def _measure(airflow: Airflow, served: Path, steps: Path, migrations: int,
         most_rss_mib = max(most_rss_mib, rss_mib(triggerer.pid))
     took_s = time.time() - start
     cpu_s, calls = _cpu_s(triggerer.pid) - cpu_before, _calls(served) - calls_before
-    seen = [line.split() for line in steps.read_text().splitlines()]
+    measured = [each for each in _steps(steps) if each.at >= start]
     found = {
-        stage: [(float(lag), float(step)) for at, name, lag, step in seen if name == stage and float(at) >= start]
-        for stage in ("shift", "warm_up")
+        stage: [(each.lag_s, each.step_s) for each in measured if each.stage == stage] for stage in ("shift", "warm_up")
     }
+    made = {stage: Counter(each.workload for each in measured if each.stage == stage) for stage in ("shift", "warm_up")}
     shift_p99, wait_p99 = (_p99([lag for lag, _ in found[stage]]) for stage in ("shift", "warm_up"))
     broken = []
     if (alive := len(_running(airflow))) != migrations:
         broken.append(f"{migrations - alive} of {migrations} did not stay deferred: see {airflow.logs}")
-    if len(found["shift"]) < shifting * took_s / 3:
-        broken.append(
-            f"the {shifting} that shift made {len(found['shift'])} steps in {took_s:.0f} s: they did not watch"
-        )
+    if (watched := sum(count >= took_s / 3 for count in made["shift"].values())) < shifting:
+        broken.append(f"{shifting - watched} of the {shifting} that shift did not watch all the {took_s:.0f} s")
+    if (waited := len(made["warm_up"])) < migrations - shifting:
+        broken.append(f"{migrations - shifting - waited} of those that wait made no step in {took_s:.0f} s")
     if shift_p99 > LAG_LIMIT_S:
         broken.append(f"a step of a shift began {shift_p99:.2f} s late (p99), more than {LAG_LIMIT_S:g} s")
     if most_mib > MEMORY_LIMIT_MIB:
@@ -151,8 +152,23 @@ def _running(airflow: Airflow) -> list[Any]:
     return airflow.rows(query, (_DAG,))
 
 
-def _lines(file: Path) -> int:
-    return file.read_text().count("\n") if file.exists() else 0
+class _Step(NamedTuple):
+    """One line of `timed_trigger`: when it began in Unix seconds, how late that was and how long it took."""
+
+    at: float
+    stage: str
+    workload: str
+    lag_s: float
+    step_s: float
+
+
+def _steps(file: Path) -> list[_Step]:
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [_Step(float(at), stage, name, float(lag), float(step)) for at, stage, name, lag, step in lines]
+
+
+def _stepped(file: Path) -> set[str]:
+    return {each.workload for each in _steps(file)} - {"-"}
 
 
 def _calls(served: Path) -> int:

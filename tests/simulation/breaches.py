@@ -23,6 +23,7 @@ SPEED = 8.0
 PROPAGATION_S = DELAY_S / SPEED
 LIMIT_S = 2.0  # from the breach seen to 100 % source observed, the Gateway's delay left out
 _STEPS = (10, 50, 100)
+_TICK_S = 0.1
 _LONGEST_S = 20.0  # until the breach comes, from the first weight on a step
 
 
@@ -56,11 +57,12 @@ def _fault(name: str, **options: Any) -> Callable[[Scene], None]:
     return lambda scene: scene.world.faults.set(name, options)
 
 
-_DIED = "a target's machine died"
+_DIED, _CHANGED, _BALANCER = "a target's machine died", "the target's template was changed", "the load balancer fails"
+_NOBODY_CAN_BEGIN = frozenset({_DIED, _CHANGED, _BALANCER})
 CAUSES: Mapping[str, Callable[[Scene], None]] = {
     "the route was edited": _edit_route,
-    "the target's template was changed": _change_template,
-    "the load balancer fails": _fault("lb-errors", percent=100),
+    _CHANGED: _change_template,
+    _BALANCER: _fault("lb-errors", percent=100),
     "the target is slow": _fault("slow-tpu"),
     "the target hangs": _fault("hang-mid-stream"),
     _DIED: _fault("node-lost"),
@@ -73,8 +75,9 @@ class Figures:
     """What many breaches say together; seconds, quantiles of those that each figure is of.
 
     `early` were called observed before the Gateway had followed: nothing could begin on the target any more, for it
-    had no endpoint left or the load balancer let nobody through, though its share was still there. A target on a dead
-    machine does not answer, which is no evidence: `dead_p99_s` is of those, apart.
+    had no endpoint left or the load balancer let nobody through, though its share was still there. Of any other cause
+    they are `wrong`, if early by more than the world's own tick. A target on a dead machine does not answer, which is
+    no evidence: `dead_p99_s` is of those, apart.
     """
 
     breaches: int
@@ -83,6 +86,7 @@ class Figures:
     observed_p99_s: float  # the Gateway's delay left out
     dead_p99_s: float | None
     early: int
+    wrong: int
     unobserved: int
     seen_p50_s: Mapping[str, float]
 
@@ -103,6 +107,10 @@ class Figures:
             observed_p99_s=_quantile(answering, 0.99),
             dead_p99_s=_quantile(dead, 0.99) if dead else None,
             early=len(told) - len(true),
+            wrong=sum(
+                each.followed_s - each.observed_s > _TICK_S and each.cause not in _NOBODY_CAN_BEGIN  # type: ignore[operator]
+                for each in told
+            ),
             unobserved=len(breaches) - len(told),
             seen_p50_s={c: _quantile([each.seen_s for each in breaches if each.cause == c], 0.5) for c in causes},
         )
@@ -134,7 +142,7 @@ def breach(seed: int, latency: Latency | None = None) -> Breach:
         if record is None:
             return
         if record.phase is Phase.GATED and not calls.slow:  # what comes before is of no interest here
-            calls.slow, together.tick_s = True, 0.1
+            calls.slow, together.tick_s = True, _TICK_S
         if not struck and record.shift.percent == percent and record.shift.written is not None:
             if now >= record.shift.written + after_s:
                 struck.append(now)

@@ -74,7 +74,7 @@ FORETOLD: Mapping[str, Sequence[Foretold]] = {
     "late-stockout": [Foretold("preflight provision", _FELL, "lack of capacity")],
     "lb-errors": [
         Foretold(f"{_BEFORE_WARM} gate", _FELL, "error rate .* > limit"),
-        Foretold("shift soak", _FELL, "probes in a row failed at the Gateway's own address"),
+        Foretold("shift soak", _FELL, "probes (in a row failed at|of) the Gateway's own address"),
     ],
     "node-lost": [
         Foretold("preflight provision", _FELL, "1 of 2 TPU nodes are ready"),

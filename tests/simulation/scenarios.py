@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -48,6 +49,9 @@ _PHASES = (
 _HURTING = frozenset({"errors-under-load", "hang-mid-stream", "gpu-hung", "lb-errors"})
 # These end only with a stage's own time limit; most scenarios cannot wait for hours.
 _ENDLESS = frozenset({"pool-stuck", "image-pull", "compile-hang", "slow-compile"})
+# While one of these strikes the whole of a busy workload, no keeper may commit: FORETOLD says so, for a soak of 60 s.
+SEEN_BY_THE_KEEPER = frozenset({"gitops", "gpu-hung", "hang-mid-stream", "lb-errors", "recompile", "slow-tpu"})
+_SEEN_WITHIN_S, _BUSY_RPS = 50.0, 16.0
 _LONGEST_CALLS = 700
 _HELP_S = 60.0 + 5.0 + 8.0 + 5.0  # a lease, the guard's margin, its restore, the Gateway
 _AFTER_S = 60.0  # after the last fault is gone, until nothing of it may be felt any more
@@ -117,7 +121,8 @@ def draw(seed: int) -> Scenario:
         "source_release": chance.choice(("keep", "scale-to-zero", "delete-pool")),
         "stop_after": "gate" if chance.random() < 0.1 else "none",
     }
-    world = {"speed": SPEED, "rate_rps": chance.choice((4.0, 16.0)), "answer_s": chance.choice((1.0, 5.0))}
+    world = {"speed": SPEED, "rate_rps": chance.choice((4.0, _BUSY_RPS)), "answer_s": chance.choice((1.0, 5.0))}
+    plan["soak_s"] = chance.choice((QUICK["soak_s"],) * 4 + (60,))
     return Scenario(seed, onsets, death, plan, world)
 
 
@@ -137,10 +142,13 @@ class Play:
         self.world = self.scene.world
         self.began: dict[str, float] = {}
         self.ended: dict[str, float] = {}
+        self.watched: Counter[str] = Counter()  # by fault: how long users were on the target meanwhile, in seconds
+        self._watched_at = self.world.clock.now()
         self._chance = Random(f"play/{scenario.seed}")
         self.over = False
         for onset in scenario.onsets:
             self._arm(onset)
+        self.world.on_tick.append(self._watch)
 
     # ---------------------------------------------------------------- faults
 
@@ -178,6 +186,12 @@ class Play:
     def _end(self, fault: str) -> None:
         self.world.faults.clear(fault)
         self.ended[fault] = self.world.clock.now()
+
+    def _watch(self) -> None:
+        now = self.world.clock.now()
+        if self.began and self.phase == Phase.SOAKING:
+            self.watched.update({name: now - self._watched_at for name in self.began.keys() - self.ended.keys()})
+        self._watched_at = now
 
     @property
     def phase(self) -> str:
@@ -233,6 +247,7 @@ class Play:
     def _problems(self, ended: Ended) -> list[str]:
         found = [f"users: {each.what} at {each.at:.0f}" for each in self._noticed()[:3]]
         found += self._wrong_route()
+        found += self._overlooked()
         if not self.scenario.onsets and not self.scenario.death and self.phase not in (Phase.MIGRATED, Phase.PROVEN):
             found.append(f"nothing went wrong, and it ended {self.phase}: {ended.reasons}")
         expected_green = self.phase in (Phase.MIGRATED, Phase.PROVEN)
@@ -248,6 +263,17 @@ class Play:
         if self.phase in ("", Phase.FALLEN_BACK, Phase.PROVEN, Phase.HELD):
             found += self.scene.source_changes()
         return found
+
+    def _overlooked(self) -> list[str]:
+        """Return what went wrong all the while that users soaked on the target, if they were left there."""
+        if self.scenario.death or self.scenario.world["rate_rps"] < _BUSY_RPS or self.phase not in AFTER_COMMIT:
+            return []
+        whole = {each.fault for each in self.scenario.onsets if not each.one_replica}
+        return [
+            f"{name} was on for {self.watched[name]:.0f} s of the soak, and the run committed"
+            for name in sorted(whole & SEEN_BY_THE_KEEPER)
+            if self.watched[name] > _SEEN_WITHIN_S
+        ]
 
     def _noticed(self) -> list[Violation]:
         """Return what users noticed and the faults do not excuse."""

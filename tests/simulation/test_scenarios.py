@@ -6,6 +6,7 @@ import pytest
 
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation import scenarios
+from tests.simulation.fault_matrix import FORETOLD
 from tests.simulation.harness import Phase
 from tests.simulation.scenarios import Death, Onset, Play, Scenario, draw, play
 from tpu_migration.domain.watch import Watch
@@ -55,6 +56,23 @@ def test_sees_a_keeper_that_overlooks_a_target_without_engines(monkeypatch):
         lambda: run.world.client.patch("deployments", NAMESPACE, f"{WORKLOAD}-tpu", none, subresource="scale"),
     )
     assert f"users: {WORKLOAD}-tpu has weight 100 and no ready endpoint" in problems(run)
+
+
+# A route in other hands is seen in the route itself.
+@pytest.mark.parametrize("fault", sorted(scenarios.SEEN_BY_THE_KEEPER - {"gitops"}))
+def test_sees_a_keeper_that_overlooks_what_users_meet(monkeypatch, fault):
+    look = Watch.add
+    monkeypatch.setattr(Watch, "add", lambda *given, **more: look(*given, **more) and None)
+    assert "of the soak, and the run committed" in problems(broken(Onset(fault, Phase.SOAKING, 0.0, None, False)))
+
+
+def test_what_a_keeper_must_see_is_what_ends_a_soak():
+    ends_it = {
+        fault for fault, cells in FORETOLD.items() for each in cells
+        if "soak" in each.stages.split() and each.ends is Phase.FALLEN_BACK
+    }  # fmt: skip
+    passing = {"api-down", "gpu-gone", "node-lost"}  # they strike once, however long they are switched on
+    assert ends_it - passing == scenarios.SEEN_BY_THE_KEEPER
 
 
 def test_sees_a_teardown_that_leaves_the_pool(monkeypatch):

@@ -56,6 +56,30 @@ def test_one_failed_probe_is_bad_luck():
     assert see(Watch(LIMITS), sample(0), sample(1, probe=ProbeSample(1, 1, 2.0, "502"))) == [None, None]
 
 
+def failing(way, *at, until=70):
+    """Make samples a second apart in which probes of one way failed at these seconds."""
+    error = "last_error" if way == "failed" else "target_last_error"
+    told = {error: "http 502", "consecutive_failures": 0, "last_ok_s_ago": 0.5, "failed": 0}
+    return [sample(t, probe=ProbeSample(**{**told, way: sum(s <= t for s in at)})) for t in range(until)]
+
+
+@pytest.mark.parametrize(("way", "words"), [("failed", "the Gateway's own address"), ("target_failed", "the target")])
+def test_a_few_failed_probes_within_a_minute_are_a_breach_though_none_follow_each_other(way, words):
+    breaches = see(Watch(LIMITS), *failing(way, 5, 20, 60))
+    assert breaches[:60] == [None] * 60
+    assert breaches[60] == f"3 probes of {words} failed within 60 s: http 502"
+    assert see(Watch(LIMITS), *failing(way, 5, 20, 66)) == [None] * 70
+
+
+def test_what_fails_on_a_target_without_users_hurts_nobody():
+    assert see(Watch(LIMITS), *failing("target_failed", 5, 20, 60), users=False) == [None] * 70
+
+
+def test_failures_of_a_prober_that_was_replaced_are_not_counted_twice():
+    replaced = [sample(t, probe=ProbeSample(9 if t < 5 else 1, 0, 0.5)) for t in range(10)]
+    assert see(Watch(LIMITS), *replaced) == [None] * 10
+
+
 def test_a_target_that_restarts_with_users_on_it_is_a_breach():
     again = ArmSample(1, {"tpu-0": pod(0, started=99.0)})
     assert "tpu-0 restarted" in see(Watch(LIMITS), sample(0), sample(1, target=again))[-1]

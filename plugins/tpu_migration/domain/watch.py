@@ -10,11 +10,14 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+from typing import Literal
 
 _Z = 3.29  # two-sided 99.9 %: one false alarm in a thousand looks, and it only delays a step
 _EDGE = 0.005  # at 0 and 100 % a request that was under way must not look like a split
 _WINDOW_S = 10.0
 _LATENCY_WINDOW_S = 30.0
+_PROBES_WINDOW_S = 60.0
 MIN_JUDGED = 10  # requests on the target before anything is said of it, good or bad
 _Z_ONE_SIDED = 1.64  # 95 %: a share is too large when its lower bound is
 
@@ -26,7 +29,7 @@ class PodSample:
     first_tokens: float
     running: float
     waiting: float
-    aborted: float
+    aborted: float  # by the server, or ended by an error of its own
     finished: float
     started_at: float | None
     ttft_buckets: Mapping[float, float] = field(default_factory=dict)
@@ -52,12 +55,17 @@ class ArmSample:
 
 @dataclass(frozen=True)
 class ProbeSample:
-    """What the prober has seen through the Gateway's own address, on the users' route."""
+    """What the prober has seen through the Gateway's own address: on the users' route, and on the target's.
+
+    `failed` counts since the prober began, on the users' route; `target_failed` on the target's own.
+    """
 
     failed: int
     consecutive_failures: int
     last_ok_s_ago: float | None
     last_error: str = ""
+    target_failed: int = 0
+    target_last_error: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Limits:
     soft_k: int = 5
     missing_grace_s: float = 15.0
     probe_grace_s: float = 20.0
+    failed_probes: int = 3  # within a minute; with one request in a thousand failing, seen once in 30,000 minutes
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,13 @@ class Watch:
             or self._soft_breach(sample, target_has_users)
         )
 
+    def failed_probes(self, way: Literal["failed", "target_failed"]) -> int:
+        """Return how many probes failed over the last minute; a prober that was replaced counts from 0 again."""
+        newest = self._samples[-1].at
+        recent = takewhile(lambda each: newest - each.at <= _PROBES_WINDOW_S, reversed(self._samples))
+        counts = [getattr(each.probe, way) for each in recent if each.probe]
+        return sum(after if after < before else after - before for after, before in pairwise(counts))
+
     def target_rps(self) -> float:
         """Return how many requests a second began on the target over the last ten seconds; 0 if nobody can tell."""
         newest = self._samples[-1] if self._samples else None
@@ -191,12 +207,26 @@ class Watch:
                 f"{sample.probe.consecutive_failures} probes in a row failed at the Gateway's own address: "
                 f"{sample.probe.last_error or 'no answer'}"
             )
+        if failing := self._failing_probes(sample, target_has_users):
+            return failing
         if len(self._samples) > 1:
             previous = self._samples[-2]
             for name, pod in sample.target.pods.items():
                 before = previous.target.pods.get(name)
                 if pod and before and pod.started_at != before.started_at:
                     return f"target replica {name} restarted while it had users"
+        return None
+
+    def _failing_probes(self, sample: Sample, target_has_users: bool) -> str | None:
+        """Some requests fail, and the next goes through: no two in a row need fail while one of five does."""
+        if sample.probe is None:
+            return None
+        ways = [("the Gateway's own address", self.failed_probes("failed"), sample.probe.last_error)]
+        if target_has_users:
+            ways.append(("the target", self.failed_probes("target_failed"), sample.probe.target_last_error))
+        for way, failed, error in ways:
+            if failed >= self._limits.failed_probes:
+                return f"{failed} probes of {way} failed within {_PROBES_WINDOW_S:.0f} s: {error or 'no answer'}"
         return None
 
     def _missing(self, sample: Sample) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, Kubernetes, Object
 from tpu_migration.clients.vllm import Vllm
@@ -15,6 +16,7 @@ from tpu_migration.stages.base import Context
 from tpu_migration.stages.probes import MAIN_ARM, ArmStats, prober_stats
 
 _COMPLETION_EVERY_S = 10.0
+_BROKEN_OFF = ("abort", "error")  # values of finished_reason: a client's or the server's end, and an engine's failure
 
 
 def watch_of(ctx: Context) -> Watch:
@@ -52,6 +54,8 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
     probe = None
     if main := arms.get(MAIN_ARM):
         probe = ProbeSample(main.failed, main.consecutive_failures, main.last_ok_s_ago, main.last_error or "")
+        if target := arms.get(TARGET_ARM):
+            probe = replace(probe, target_failed=target.failed, target_last_error=target.last_error or "")
     completions = float(ctx.memory.get("completions", 0))
 
     def side(service: str, name: str, own: float) -> ArmSample:
@@ -97,7 +101,7 @@ def _scrape(vllm: Vllm, pod: str) -> PodSample | None:
         first_tokens=metrics.first_tokens,
         running=metrics.running,
         waiting=metrics.waiting,
-        aborted=metrics.finished.get("abort", 0.0),
+        aborted=sum(metrics.finished.get(reason, 0.0) for reason in _BROKEN_OFF),
         finished=sum(metrics.finished.values()),
         started_at=metrics.started_at,
         ttft_buckets=metrics.ttft_buckets,

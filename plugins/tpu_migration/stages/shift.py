@@ -156,7 +156,9 @@ def _may_stay(ctx: Context, record: Record, sample: Sample) -> int:
     """Return the share that may stay on the target for now: none, unless the source lacks replicas and it is well."""
     target, probe = sample.target, sample.probe
     is_well = target.ready >= ctx.plan.target_replicas and all(target.pods.values()) and not sample.dead_sources
-    is_answered = probe is not None and not probe.consecutive_failures
+    is_answered = (
+        probe is not None and not probe.consecutive_failures and not watch_of(ctx).failed_probes("target_failed")
+    )
     lacks = sample.source.ready < record.source.replicas
     return record.shift.percent if lacks and is_well and is_answered else 0
 
