@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     known = {measure.__name__: measure for measure in FIGURES}
     if unknown := set(options.names) - known.keys():
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    figures = []
+    figures: list[Figure] = []
     for name in options.names or known:
         figure = known[name]()
         figures.append(figure)
@@ -46,10 +46,15 @@ def main(argv: list[str] | None = None) -> int:
             "" if figure.limit is None else f"  (< {figure.limit:g}: {'holds' if figure.holds else 'DOES NOT HOLD'})"
         )
         print(f"{figure.name:32} {figure.value:10g} {figure.unit}{claim}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    written = [{**asdict(figure), "holds": figure.holds} for figure in figures]
-    options.out.write_text(json.dumps({"figures": written}, indent=2) + "\n")
+        _keep(figures, options.out)
     return 0 if all(figure.holds for figure in figures) else 1
+
+
+def _keep(figures: Sequence[Figure], out: Path) -> None:
+    """Write what was measured so far: a figure that cannot be taken loses none of those before it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = [{**asdict(figure), "holds": figure.holds} for figure in figures]
+    out.write_text(json.dumps({"figures": written}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
-from tests.e2e.story import BACK, BAD_INPUT, IDLE, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
+from tests.e2e.story import BACK, IDLE, LEASE_S, ORPHANED, RESUMED, SLOW, Story, play
 from tpu_migration.domain.phases import Phase
 
 pytestmark = pytest.mark.e2e
@@ -116,9 +117,5 @@ def test_the_summary_is_strict_json_and_the_report_stands_alone(story):
     for workload in (RESUMED, SLOW, ORPHANED):
         assert json.loads(json.dumps(story.summaries[workload], allow_nan=False))["workload"] == workload
         report = story.reports[workload]
-        assert "http://" not in report.replace("http://www.w3.org", "")
+        assert not re.search(r"https?:|url\((?!#)|@import", report.replace("http://www.w3.org", ""), re.IGNORECASE)
         assert "Simulated engines" in report
-
-
-def test_every_bad_input_was_tried(story):
-    assert set(BAD_INPUT) <= set(story.runs)

@@ -52,7 +52,7 @@ class Point:
         return f"p95 TTFT x{self.ratio:g}{' by its tail' if self.tail else ''}, {self.requests} an arm, {state}"
 
 
-NONE, EQUAL = (0.0, 2.0), {"fail": (0.0, 0.01), "pass": (0.90, 1.0)}
+EQUAL = {"fail": (0.0, 0.01), "pass": (0.90, 1.0)}
 # (share, seconds). The point at the end, half a block long, is a claim of safety alone.
 STATES = ((0.0, 1.0), (0.3, 2.0))
 POINTS = (

@@ -227,7 +227,20 @@ class Play:
         self.world.advance(_AFTER_S)
         ended.phase = self.phase
         ended.problems += self._problems(ended)
+        comes_back = "node-lost" not in self.began  # its machines do not
+        if ended.phase in (Phase.COMMITTED, Phase.DECOMMISSIONING) and comes_back and not ended.problems:
+            ended.problems += self._cleared_after_the_commit(airflow)
         return ended
+
+    def _cleared_after_the_commit(self, airflow: Airflow) -> list[str]:
+        """Do what every message after the commit tells people to: clear the task, once its cause is gone."""
+        airflow.ended.pop("decommission", None)
+        airflow.ended.pop("restore", None)
+        airflow = self.scene.goes_on(airflow)
+        self.world.advance(_AFTER_S)
+        if self.phase == Phase.MIGRATED and airflow.green:
+            return self._wrong_route()
+        return [f"cleared after the commit, it ended {self.phase}: {airflow.reasons()}"]
 
     def _come_back(self, airflow: Airflow, ended: Ended) -> Airflow:
         death = self.scenario.death
