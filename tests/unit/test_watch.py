@@ -75,6 +75,15 @@ def test_what_fails_on_a_target_without_users_hurts_nobody():
     assert see(Watch(LIMITS), *failing("target_failed", 5, 20, 60), users=False) == [None] * 70
 
 
+@pytest.mark.parametrize(("before", "seen"), [(3, True), (0, False)])
+def test_long_answers_that_are_cut_are_a_breach_where_they_came_through_before(before, seen):
+    cut = [sample(t, probe=ProbeSample(0, 0, 0.5, long_ok=before, long_failed=7 + t // 60)) for t in range(130)]
+    breaches = see(Watch(LIMITS), *cut)
+    assert breaches[:120] == [None] * 120
+    told = "2 long answers failed at the Gateway's own address, where they had come through before"
+    assert breaches[120] == (told if seen else None)
+
+
 def test_failures_of_a_prober_that_was_replaced_are_not_counted_twice():
     replaced = [sample(t, probe=ProbeSample(9 if t < 5 else 1, 0, 0.5)) for t in range(10)]
     assert see(Watch(LIMITS), *replaced) == [None] * 10

@@ -18,6 +18,7 @@ _EDGE = 0.005  # at 0 and 100 % a request that was under way must not look like 
 _WINDOW_S = 10.0
 _LATENCY_WINDOW_S = 30.0
 _PROBES_WINDOW_S = 60.0
+_LONG_FAILED = 2
 MIN_JUDGED = 10  # requests on the target before anything is said of it, good or bad
 _Z_ONE_SIDED = 1.64  # 95 %: a share is too large when its lower bound is
 
@@ -57,7 +58,8 @@ class ArmSample:
 class ProbeSample:
     """What the prober has seen through the Gateway's own address: on the users' route, and on the target's.
 
-    `failed` counts since the prober began, on the users' route; `target_failed` on the target's own.
+    Counts are since the prober began: `failed` on the users' route, `target_failed` on the target's own, `long_ok` and
+    `long_failed` of the answers on the users' route that outlive a load balancer's timeout, about one a minute.
     """
 
     failed: int
@@ -66,6 +68,8 @@ class ProbeSample:
     last_error: str = ""
     target_failed: int = 0
     target_last_error: str = ""
+    long_ok: int = 0
+    long_failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,10 @@ class Watch:
         for way, failed, error in ways:
             if failed >= self._limits.failed_probes:
                 return f"{failed} probes of {way} failed within {_PROBES_WINDOW_S:.0f} s: {error or 'no answer'}"
+        first = next(each.probe for each in self._samples if each.probe)
+        if first.long_ok and sample.probe.long_failed - first.long_failed >= _LONG_FAILED:
+            cut = sample.probe.long_failed - first.long_failed
+            return f"{cut} long answers failed at the Gateway's own address, where they had come through before"
         return None
 
     def _missing(self, sample: Sample) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tpu_migration.clients.kubernetes import ENDPOINT_SLICES, Kubernetes, Object
 from tpu_migration.clients.vllm import Vllm
@@ -53,9 +52,17 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
     arms: Mapping[str, ArmStats] = stats.arms if stats else {}
     probe = None
     if main := arms.get(MAIN_ARM):
-        probe = ProbeSample(main.failed, main.consecutive_failures, main.last_ok_s_ago, main.last_error or "")
-        if target := arms.get(TARGET_ARM):
-            probe = replace(probe, target_failed=target.failed, target_last_error=target.last_error or "")
+        target = arms.get(TARGET_ARM)
+        probe = ProbeSample(
+            main.failed,
+            main.consecutive_failures,
+            main.last_ok_s_ago,
+            main.last_error or "",
+            target_failed=target.failed if target else 0,
+            target_last_error=(target and target.last_error) or "",
+            long_ok=main.long_ok,
+            long_failed=main.long_failed,
+        )
     completions = float(ctx.memory.get("completions", 0))
 
     def side(service: str, name: str, own: float) -> ArmSample:

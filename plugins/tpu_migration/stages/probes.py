@@ -27,6 +27,8 @@ class ArmStats:
     last_ok_s_ago: float | None
     last_error: str | None
     in_flight: int = 0
+    long_ok: int = 0
+    long_failed: int = 0
 
     @property
     def steady(self) -> bool:
@@ -70,6 +72,7 @@ def _stats_of(ctx: Context, pod: str) -> ProberStats | None:
 
 
 def _arm(stats: Mapping[str, Any]) -> ArmStats:
+    long: Mapping[str, Any] = stats.get("long") or {}
     return ArmStats(
         ok=int(stats["ok"]),
         failed=int(stats["failed"]),
@@ -78,4 +81,6 @@ def _arm(stats: Mapping[str, Any]) -> ArmStats:
         last_ok_s_ago=stats.get("last_ok_s_ago"),
         last_error=stats.get("last_error"),
         in_flight=int(stats.get("in_flight", 0)),
+        long_ok=int(long.get("ok", 0)),
+        long_failed=int(long.get("failed", 0)),
     )
