@@ -24,6 +24,7 @@ from sandbox.clock import Clock
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
+EMAIL_SCOPE = "https://www.googleapis.com/auth/userinfo.email"
 # google-auth puts this audience into every assertion, wherever the key's token_uri points.
 OAUTH_AUDIENCE = "https://oauth2.googleapis.com/token"
 CONTAINER_AUDIENCE = "https://container.googleapis.com/"
@@ -38,6 +39,7 @@ class InvalidGrantError(Exception):
 @dataclass(frozen=True)
 class _Key:
     email: str
+    unique_id: str
     public: rsa.RSAPublicKey
 
 
@@ -80,7 +82,7 @@ class TokenIssuer:
         public = private.public_key()
         if not isinstance(public, rsa.RSAPublicKey):
             raise ValueError(f"key {key['private_key_id']} of {key['client_email']} is not an RSA key")
-        self._keys[key["private_key_id"]] = _Key(key["client_email"], public)
+        self._keys[key["private_key_id"]] = _Key(key["client_email"], key["client_id"], public)
 
     def add_static(self, token: str, user: str) -> None:
         """Let `token` stand for `user` for ever: a Kubernetes service account's token."""
@@ -92,9 +94,13 @@ class TokenIssuer:
         self._issued.pop(token, None)
 
     def exchange(self, assertion: str) -> tuple[str, float]:
-        """Return an opaque token and its lifetime in seconds for a signed assertion, or raise InvalidGrantError."""
-        email = self._verify(assertion, lambda claims: claims.get("aud") in (OAUTH_AUDIENCE, self.token_uri))
-        token, _ = self.issue(email, self._lifetime_s)
+        """Return an opaque token and its lifetime in seconds for a signed assertion, or raise InvalidGrantError.
+
+        Whoever does not ask for the scope of e-mails is known by a number, as on GKE.
+        """
+        key, claims = self._verify(assertion, lambda claims: claims.get("aud") in (OAUTH_AUDIENCE, self.token_uri))
+        user = key.email if EMAIL_SCOPE in str(claims.get("scope", "")).split() else key.unique_id
+        token, _ = self.issue(user, self._lifetime_s)
         return token, self._lifetime_s
 
     def issue(self, user: str, lifetime_s: float) -> tuple[str, float]:
@@ -112,16 +118,16 @@ class TokenIssuer:
         if token in self._static:
             return self._static[token]
         if token in self._issued:
-            email, expiry = self._issued[token]
-            return email if self._clock.now() < expiry else None
+            user, expiry = self._issued[token]
+            return user if self._clock.now() < expiry else None
         if token.count(".") == 2:
             try:
-                return self._verify(token, _is_for_google_apis)
+                return self._verify(token, _is_for_google_apis)[0].email
             except InvalidGrantError:
                 return None
         return None
 
-    def _verify(self, token: str, audience_ok: Callable[[dict[str, Any]], bool]) -> str:
+    def _verify(self, token: str, audience_ok: Callable[[dict[str, Any]], bool]) -> tuple[_Key, dict[str, Any]]:
         header, claims, signed, signature = _parse(token)
         key = self._keys.get(str(header.get("kid")))
         if key is None or header.get("alg") != "RS256":
@@ -141,7 +147,7 @@ class TokenIssuer:
             raise InvalidGrantError(
                 "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe."
             )
-        return key.email
+        return key, claims
 
 
 def _is_for_google_apis(claims: dict[str, Any]) -> bool:

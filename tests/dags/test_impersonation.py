@@ -15,7 +15,7 @@ from google.auth import iam
 from google.auth.credentials import Credentials, Scoped
 from google.auth.impersonated_credentials import Credentials as Impersonated
 
-from tpu_migration.clients.google import token_of
+from tpu_migration.clients.google import EMAIL_SCOPE, token_of
 from tpu_migration.errors import PermanentError
 from tpu_migration.hooks.migration import ClusterHook
 
@@ -85,6 +85,7 @@ def test_a_chain_of_accounts_is_walked_to_its_last(asked, monkeypatch):
     assert path == f"/v1/projects/-/serviceAccounts/{LAST}:generateAccessToken"
     assert authorization == f"Bearer {OF_THE_MACHINE}"
     assert body["delegates"] == [FIRST]
+    assert body["scope"] == ["https://www.googleapis.com/auth/cloud-platform", EMAIL_SCOPE]
 
 
 def test_every_client_of_a_run_acts_as_the_last_of_the_chain(asked, monkeypatch):

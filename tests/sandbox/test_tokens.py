@@ -23,6 +23,7 @@ from sandbox.gke.nodes import MemoryNodes
 from sandbox.gke.server import SERVICE, serve_gke
 from sandbox.gke.tokens import (
     CLOUD_PLATFORM,
+    EMAIL_SCOPE,
     GRANT_TYPE,
     OAUTH_AUDIENCE,
     InvalidGrantError,
@@ -44,8 +45,9 @@ async def issuer():
     await runner.cleanup()
 
 
-def refresh(key):
-    credentials = service_account.Credentials.from_service_account_info(key, scopes=[CLOUD_PLATFORM])
+def refresh(key, *scopes):
+    scopes = scopes or (CLOUD_PLATFORM, EMAIL_SCOPE)
+    credentials = service_account.Credentials.from_service_account_info(key, scopes=scopes)
     credentials.refresh(google.auth.transport.requests.Request())
     return credentials
 
@@ -56,6 +58,12 @@ async def test_google_auth_gets_a_token_that_stands_for_the_account(issuer):
     assert credentials.valid
     assert issuer.authenticate(credentials.token) == EMAIL
     assert issuer.authenticate(credentials.token + "x") is None
+
+
+async def test_an_account_without_the_scope_of_emails_is_a_number(issuer):
+    key = issuer.new_service_account_key(EMAIL, "sandbox-project")
+    credentials = await asyncio.to_thread(refresh, key, CLOUD_PLATFORM)
+    assert issuer.authenticate(credentials.token) == key["client_id"]
 
 
 async def test_a_key_that_somebody_else_made_gets_no_token(issuer):
@@ -119,7 +127,7 @@ def test_an_issued_token_expires():
     issuer = TokenIssuer(clock, token_uri="http://127.0.0.1/token")
     key = issuer.new_service_account_key(EMAIL, "p")
     now = int(clock.now())
-    token, lifetime = issuer.exchange(jwt(key, aud=issuer.token_uri, iat=now, exp=now + 3600))
+    token, lifetime = issuer.exchange(jwt(key, scope=EMAIL_SCOPE, aud=issuer.token_uri, iat=now, exp=now + 3600))
     assert issuer.authenticate(token) == EMAIL
     clock.advance(lifetime + 1)
     assert issuer.authenticate(token) is None
@@ -150,7 +158,7 @@ async def test_an_expired_token_and_a_wrong_one_are_refused_by_both_apis(tmp_pat
     clock = VirtualClock()
     issuer = TokenIssuer(clock, token_uri="http://127.0.0.1/token")
     account = issuer.new_service_account_key(EMAIL, "p")
-    issued = {"iat": clock.now(), "exp": clock.now() + 3600, "iss": EMAIL, "aud": OAUTH_AUDIENCE}
+    issued = {"iat": clock.now(), "exp": clock.now() + 3600, "iss": EMAIL, "aud": OAUTH_AUDIENCE, "scope": EMAIL_SCOPE}
     signer = google.auth.crypt.RSASigner.from_service_account_info(account)
     token, lifetime_s = issuer.exchange(google.auth.jwt.encode(signer, issued).decode())
     authority = CertificateAuthority(tmp_path)

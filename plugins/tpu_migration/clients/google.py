@@ -14,7 +14,10 @@ from tpu_migration.errors import PermanentError, TransientError
 
 _CALL_TIMEOUT_S = 10.0
 _TOKEN_TIMEOUT_S = 5.0
-_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+# Without the second GKE knows a service account by its numeric id, and a RoleBinding by its e-mail is of no use
+# (gke-gcloud-auth-plugin asks for both, too).
+EMAIL_SCOPE = "https://www.googleapis.com/auth/userinfo.email"
+_SCOPES = ("https://www.googleapis.com/auth/cloud-platform", EMAIL_SCOPE)
 
 
 def cluster_manager(key_file: str = "", api_endpoint: str = "") -> tuple[Any, Any]:

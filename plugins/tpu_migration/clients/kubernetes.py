@@ -324,7 +324,10 @@ def _error(response: Response, what: str) -> Exception:
     if response.status == 429 or response.status >= 500:
         return TransientError(text)
     if response.status == 401:
-        return PermanentError(f"{text}: the cluster refuses the token; check the connection's service account")
+        return PermanentError(
+            f"{text}: the cluster refuses the token: check the connection's service account, or at a "
+            "terminal log in anew (`gcloud auth login`; kubectl must work, too)"
+        )
     if response.status == 403:
         return PermanentError(f"{text}: grant the right (include/manifests/rbac.yaml lists what is needed)")
     if response.status == 404:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from tpu_migration.clients.gke import NodePools
-from tpu_migration.clients.google import kubernetes_of, token_of
+from tpu_migration.clients.google import EMAIL_SCOPE, kubernetes_of, token_of
 from tpu_migration.clients.iam import Permissions
 from tpu_migration.clients.kubernetes import Kubernetes
 from tpu_migration.clients.prometheus import Prometheus, prometheus_of
@@ -22,6 +23,11 @@ class ClusterHook(GKENodePoolHook):
     def __init__(self, gcp_conn_id: str, project_id: str, location: str, cluster: str) -> None:
         super().__init__(gcp_conn_id=gcp_conn_id, location=location)
         self._name = f"projects/{project_id}/locations/{location}/clusters/{cluster}"
+
+    @property
+    def scopes(self) -> Sequence[str]:
+        """The connection's own, or the provider's, and the one by which GKE knows an account by its e-mail."""
+        return list(dict.fromkeys([*super().scopes, EMAIL_SCOPE]))
 
     @cached_property
     def kubernetes(self) -> Kubernetes:
