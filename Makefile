@@ -41,7 +41,7 @@ test: check unit e2e
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy plugins/tpu_migration
+	$(BIN)/mypy plugins/tpu_migration dags deployment
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yaml
 
@@ -82,4 +82,4 @@ down:
 
 ## make clean             remove what the targets above made
 clean:
-	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) out build .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -48,7 +48,7 @@ with DAG(
 ) as dag:
     find = FindMigratedOperator(task_id="find")
 
-    @task_group
+    @task_group  # type: ignore[untyped-decorator]
     def workload(item: Any) -> None:
         """Hold what is done for one workload: it waits for none of its neighbours."""
         canary = CanaryOperator(task_id="canary", item=item, map_index_template="{{ task.item['workload'] }}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import judge, load_generator, overhead, sandbox_figures, simulation, translation
+from tests.bench import judge, load_generator, overhead, sandbox_figures, simulation, toolbox, translation
 from tests.bench.figure import Figure
 
 # One function a figure: add yours here.
@@ -25,6 +25,7 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
     load_generator.load_void_rule,
     translation.mixed_documents,
     translation.vllm_workloads,
+    toolbox.toolbox_wheels,
     overhead.airflow_overhead,
 )
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,10 @@ def test_the_wheel_holds_every_file_of_include_and_of_the_package(installed):
 def test_the_command_line_comes_with_the_wheel(installed):
     entry = next(installed.glob("tpu_migration-*.dist-info/entry_points.txt")).read_text()
     assert "tpu-migration = tpu_migration.cli:main" in entry
+
+
+def test_the_extra_for_a_managed_airflow_is_what_the_product_requires_less_airflow_itself():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = {*project["dependencies"], *project["optional-dependencies"]["airflow"]}
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    assert extra == {line for line in lines if line and not line.startswith("apache-airflow>")}

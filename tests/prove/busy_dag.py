@@ -23,4 +23,12 @@ with DAG(dag_id="busy", schedule=None, params={"slots": 8, "until": "/nonexisten
             time.sleep(0.2)
         return str(tpu_migration.__file__)
 
+    @task(queue="tpu-migration-urgent")
+    def urgent() -> str:
+        """Return where the other worker imports the package from."""
+        import tpu_migration
+
+        return str(tpu_migration.__file__)
+
     hold.expand(number=slots())
+    urgent()

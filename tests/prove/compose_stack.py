@@ -28,6 +28,7 @@ _STEP_S = 0.5
 _POSTGRES_BINARIES = "/usr/lib/postgresql/*/bin"
 # What must come up by itself before the next may start, and how long that may take.
 _READY_S = 180.0
+_MOUNTED = ("plugins", "include")
 
 
 class StackFailed(RuntimeError):
@@ -80,7 +81,7 @@ class Stack:
             place.mkdir(parents=True)
         for file in [*(ROOT / "dags").glob("*.py"), *dags]:
             shutil.copy(file, self.home / "dags")
-        for name in ("plugins", "include"):
+        for name in _MOUNTED:
             (self.home / name).symlink_to(ROOT / name)
         self._image = self._sandbox_image()
         # Of a folder that the server's own user may enter: a home directory may be closed to it.
@@ -124,7 +125,7 @@ class Stack:
                 raise StackFailed(f"these wait for each other: {', '.join(waiting)}")
             for service in free:
                 await self._meet(service)
-                await self._run(service)
+                await self.run(service.name)
                 del waiting[service.name]
 
     async def _meet(self, service: Service) -> None:
@@ -155,10 +156,29 @@ class Stack:
                 raise StackFailed(f"{name} is not healthy: {self.tail(f'{name}.health')}\n{self.tail(name)}")
             await asyncio.sleep(_STEP_S)
 
-    async def _run(self, service: Service) -> None:
+    async def run(self, name: str, *, again: bool = False) -> None:
+        """Start a service's process; `again`: a second one beside the first, as NAME-2."""
+        service = self.services[name]
         argv, env = self._natively(service, service.command)
-        cwd = self._image if service.name == "sandbox" else self.directory
-        await self.supervisor.start(service.name, argv, env=env, cwd=cwd, order=REST)
+        cwd = self._image if name == "sandbox" else self.directory
+        await self.supervisor.start(f"{name}-2" if again else name, argv, env=env, cwd=cwd, order=REST)
+
+    def unmount(self) -> None:
+        """Take the folders away that the file mounts beside the DAGs."""
+        for name in _MOUNTED:
+            (self.home / name).unlink()
+
+    def written(self) -> list[Path]:
+        """Return every log, of the processes and of Airflow's tasks."""
+        return [each for place in (self.supervisor.logs, self.home / "logs") for each in place.rglob("*.log")]
+
+    def dump(self) -> str:
+        """Return all that is in the database."""
+        asked = self.services["postgres"].environment
+        env = {**os.environ, "PGPASSWORD": asked["POSTGRES_PASSWORD"]}
+        where = ["--host", "127.0.0.1", "--port", str(self.ports["postgres"]), "--username", asked["POSTGRES_USER"]]
+        argv = [str(_postgres("pg_dump")), *where, "--data-only", asked["POSTGRES_DB"]]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout
 
     def tail(self, name: str, lines: int = 30) -> str:
         """Return the last lines of a service's output."""

@@ -141,6 +141,10 @@ def test_the_profiles_differ_in_nothing_but_the_place():
 # -------------------------------------------------------------------------------------- images
 
 
+def test_a_triggerer_that_dies_has_another_beside_it():
+    assert services(VALUES, "cluster")["airflow-triggerer"].body["deploy"]["replicas"] == 2
+
+
 def test_the_images_are_those_that_compose_and_the_manifests_name():
     stages = image_stages()
     built = {each.body["build"]["target"] for each in services(VALUES, "sandbox").values() if "build" in each.body}
