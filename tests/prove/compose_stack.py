@@ -23,7 +23,6 @@ from sandbox.supervisor import REST, Supervisor
 from tests.compose_file import ROOT, Service, copied_into, services
 from tests.wheel import build_wheel
 
-PROFILE = "sandbox"
 _STEP_S = 0.5
 _POSTGRES_BINARIES = "/usr/lib/postgresql/*/bin"
 # What must come up by itself before the next may start, and how long that may take.
@@ -66,7 +65,9 @@ def make_environment(directory: Path) -> Path:
 class Stack:
     """The services of one profile; an async context manager that leaves no process behind."""
 
-    def __init__(self, directory: Path, binaries: Path, values: Mapping[str, str], dags: list[Path]) -> None:
+    def __init__(
+        self, directory: Path, binaries: Path, values: Mapping[str, str], dags: list[Path], profile: str
+    ) -> None:
         """Prepare, without starting anything.
 
         `values` are the variables of .env; `dags` are DAG files to be had beside those of the repository.
@@ -74,7 +75,7 @@ class Stack:
         self.directory = directory.resolve()
         self.home, self.cloud = self.directory / "airflow", self.directory / "sandbox"
         self.values, self.binaries = values, binaries
-        self.services = services(values, PROFILE)
+        self.services = services(values, profile)
         self.supervisor = Supervisor(self.directory / "logs")
         self.ports = {name: free_port() for name in ("postgres", "redis", "api", "health")}
         for place in (self.home / "state", self.home / "logs", self.home / "dags", self.cloud):
