@@ -26,6 +26,7 @@ from tests.prove.ledger import ROOT, Ledger
 NAME = "celery_stack"
 MIGRATION_S = 900.0
 START_LIMIT_S = 5.0
+START_WITHIN_S = 60.0
 GOES_ON_LIMIT_S = 20.0  # the threshold of 8 s, and the beats of two seconds around it
 BUSY = Path(__file__).with_name("busy_dag.py")
 TRIGGERER = "sandbox-triggerer"
@@ -124,9 +125,10 @@ async def _back_by_the_wheel_alone(stack: Stack, airflow: RemoteAirflow, state: 
     """Bring the GPUs back without the folders that are mounted, by two triggerers of which one is killed meanwhile."""
     stack.unmount()
     await stack.supervisor.stop(TRIGGERER)
-    await stack.run(TRIGGERER)
-    await stack.healthy(TRIGGERER)
-    await stack.run(TRIGGERER, again=True)
+    names = {}
+    for again in (False, True):
+        (number,) = await _new_triggerer(stack, airflow, again=again)
+        names[number] = f"{TRIGGERER}-2" if again else TRIGGERER
     conf = {key: value for key, value in conf_on(state).items() if key in BACK_KEYS} | {"prove": False}
     run = await airflow.trigger(BACK_ID, conf)
 
@@ -134,17 +136,29 @@ async def _back_by_the_wheel_alone(stack: Stack, airflow: RemoteAirflow, state: 
         job = tasks[BACK_ID]["triggerer_job"] if tasks[BACK_ID]["state"] == "deferred" else None
         return int(job["id"]) if job else None
 
-    # The one that was started first has the smaller number; what it does not carry, the other does.
-    jobs = await airflow.api("GET", "/jobs?job_type=TriggererJob&job_state=running&order_by=id")
-    numbers = [each["id"] for each in jobs["jobs"]][-2:]
     carrier = its_triggerer(await _until(airflow, BACK_ID, run, its_triggerer))
-    names = dict(zip(numbers, (TRIGGERER, f"{TRIGGERER}-2"), strict=True))
     await stack.supervisor.children[names[carrier]].kill()
     killed = time.monotonic()
     await _until(airflow, BACK_ID, run, lambda tasks: its_triggerer(tasks) not in (carrier, None))
     goes_on_s = time.monotonic() - killed
-    await _until(airflow, BACK_ID, run, lambda tasks: tasks[BACK_ID]["end_date"], MIGRATION_S)
-    return {"triggerer_goes_on_s": goes_on_s, "back": await airflow.state_of(BACK_ID, run)}
+    ended = await _until(airflow, BACK_ID, run, lambda tasks: tasks[BACK_ID]["end_date"], MIGRATION_S)
+    return {"triggerer_goes_on_s": goes_on_s, "back": ended[BACK_ID]["state"]}
+
+
+async def _new_triggerer(stack: Stack, airflow: RemoteAirflow, *, again: bool) -> set[int]:
+    """Start a triggerer; return the number that Airflow gives it."""
+
+    async def numbers() -> set[int]:
+        found = await airflow.api("GET", "/jobs?job_type=TriggererJob&order_by=-id")
+        return {int(each["id"]) for each in found["jobs"]}
+
+    before, until = await numbers(), time.monotonic() + START_WITHIN_S
+    await stack.run(TRIGGERER, again=again)
+    while not (new := await numbers() - before):
+        if time.monotonic() > until:
+            raise StackFailed(f"no new triggerer within {START_WITHIN_S:.0f} s:\n{stack.tail(TRIGGERER)}")
+        await asyncio.sleep(0.2)
+    return new
 
 
 def _leaks(stack: Stack, values: dict[str, str], state: dict[str, Any]) -> list[str]:
