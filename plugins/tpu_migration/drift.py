@@ -13,7 +13,7 @@ from tpu_migration.clients.kubernetes import Kubernetes, Object
 from tpu_migration.clock import Clock
 from tpu_migration.domain.ownership import gitops_owner
 from tpu_migration.domain.phases import AFTER_COMMIT, Phase
-from tpu_migration.domain.routing import RouteError, epoch_of, rules_of, target_percent
+from tpu_migration.domain.routing import RouteError, epoch_of, points_at, rules_of, target_percent
 from tpu_migration.names import Names
 from tpu_migration.record import Record, RecordError
 from tpu_migration.records import all_records
@@ -64,6 +64,12 @@ def _route(kube: Kubernetes, record: Record) -> Iterator[str]:
             f"HTTPRoute {source.route} gives {record.target} {percent} %, the safe route gives it "
             f"{safe.target_percent} % ({safe.reason}); last written by {_who(route)}. If they mean it, go back with "
             f"the DAG gpu_fallback; else `tpu-migration restore {record.workload}`"
+        )
+        return
+    if percent == 100 and points_at(route, source.service):
+        yield (
+            f"HTTPRoute {source.route} has a rule that still sends users to {source.service}; last written by "
+            f"{_who(route)}. Point it at {record.target}, or go back with the DAG gpu_fallback"
         )
         return
     try:

@@ -154,10 +154,11 @@ class Guard:
         Never in the same breath: the Gateway takes up to a minute to follow, and users that it
         still sends to the target would meet nobody.
         """
-        if observed_percent(self.kube, record):
-            if not observed_safe_route(self.kube, record).target_percent:
-                self._restore(record.workload, "the source serves again")
-            return  # users are on the target still: it is not to be touched
+        percent, safe = observed_percent(self.kube, record), observed_safe_route(self.kube, record)
+        if percent or safe.target_percent == 100:
+            if safe.target_percent in (0, 100) and safe.target_percent != percent:
+                self._restore(record.workload, f"the source has changed ({safe.reason})")
+            return  # users are on the target, or have to be: it is not to be touched
         target = self.kube.get(DEPLOYMENTS, record.target, self.namespace)
         if target and target["spec"].get("replicas", 1):
             log.warning("%s: nobody came back; scaling the TPU pods to 0", record.workload)

@@ -59,7 +59,9 @@ def _endpoints(kube: Kubernetes, namespace: str, *services: str) -> list[list[Ob
 
 
 def _ready(endpoints: list[Object]) -> int:
-    return sum(1 for each in endpoints if (each.get("conditions") or {}).get("ready"))
+    """Count those that are ready, each once: slices may repeat one, as for its other address family."""
+    ready = [each for each in endpoints if (each.get("conditions") or {}).get("ready")]
+    return len({(each.get("targetRef") or {}).get("name") or tuple(each.get("addresses") or ()) for each in ready})
 
 
 def observed_percent(kube: Kubernetes, record: Record) -> int:

@@ -7,6 +7,7 @@ import pytest
 from sandbox.workload import NAMESPACE, WORKLOAD
 from tests.simulation.harness import Calls, Killed, Phase, Scene
 from tests.simulation.witness import TARGET, Witness
+from tpu_migration.errors import TransientError
 from tpu_migration.restore import restore
 
 PLAN = {"steps": [50, 100], "bake_s": 60, "soak_s": 120}
@@ -73,6 +74,24 @@ def test_half_of_the_users_stay_until_the_source_is_whole_and_the_run_says_so():
     fallback = half.scene.record.fallback
     assert fallback.stays == 0
     assert fallback.observed > fallback.route_written > fallback.detected + 30.0, "the last write is what is followed"
+
+
+def test_a_restore_that_is_tried_again_leaves_as_many_where_they_are():
+    half, refused = HalfGone(), []
+    calls = Calls()
+    before = calls.before
+
+    def refuse_once(method, path):
+        before(method, path)
+        if method == "PUT" and "httproutes" in path and half.source_ready == 1 and not refused:
+            refused.append(path)
+            raise TransientError("the API server is overloaded (503)")
+
+    calls.before = refuse_once
+    half.scene.airflow(calls=calls).run()
+    assert refused
+    assert {percent for ready, percent in half.seen if ready == 1} == {50}
+    half.assert_home()
 
 
 def test_no_share_grows_by_going_home():

@@ -10,6 +10,7 @@ import pytest
 from tpu_migration.clients.transport import Response
 from tpu_migration.errors import TransientError
 from tpu_migration.stages.base import Done, Stage, Waiting
+from tpu_migration.stages.observe import _count
 from tpu_migration.stages.probes import prober_stats
 from tpu_migration.stages.run import StageRun
 
@@ -73,6 +74,15 @@ class Probers:
 
     def pod_proxy(self, namespace, pod, port, path):
         return Response(200, json.dumps({"arms": {}}).encode()) if pod == self.pod else Response(404, b"{}")
+
+
+def test_probes_are_counted_on_when_another_prober_begins_at_nothing():
+    context = SimpleNamespace(memory={})
+    sums = []
+    for sent in (5, 9, 1, 4):
+        _count(context, "target", sent)
+        sums.append(sum(context.memory["probed_target"]))
+    assert sums == [5, 9, 10, 13]
 
 
 def test_a_prober_is_looked_for_once_and_again_when_another_came_in_its_place():

@@ -138,6 +138,17 @@ def test_only_ready_endpoints_count(cluster):
     assert ready_endpoints(cluster.kube, NAMESPACE, "nobody") == 0
 
 
+def test_an_endpoint_that_two_slices_have_counts_once(cluster):
+    (one,) = [
+        each for each in cluster.client.list("endpointslices", NAMESPACE)
+        if each["metadata"]["labels"]["kubernetes.io/service-name"] == GPU
+    ]  # fmt: skip
+    before = ready_endpoints(cluster.kube, NAMESPACE, GPU)
+    metadata = {"name": f"{GPU}-other-family", "namespace": NAMESPACE, "labels": one["metadata"]["labels"]}
+    cluster.client.create("endpointslices", {**one, "metadata": metadata})
+    assert ready_endpoints(cluster.kube, NAMESPACE, GPU) == before
+
+
 # --------------------------------------------------------------------------- others write, too
 
 

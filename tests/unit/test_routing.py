@@ -13,6 +13,7 @@ from tpu_migration.domain.routing import (
     base_path,
     epoch_annotation,
     epoch_of,
+    least_percent,
     points_at,
     restored,
     safe_route,
@@ -156,8 +157,26 @@ def test_a_ref_without_weight_sends_nobody():
 
 def test_an_inference_pool_is_refused_with_a_clear_not_yet():
     pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "llm", "weight": 1}
-    assert "not yet" in (unsupported(route(rule(pool))) or "")
-    assert unsupported(route(rule(ref("gpu")))) is None
+    assert "not yet" in (unsupported(route(rule(pool)), "gpu") or "")
+    assert unsupported(route(rule(ref("gpu"))), "gpu") is None
+
+
+def test_a_service_of_another_namespace_with_the_sources_name_is_refused():
+    own, foreign = {**ref("gpu"), "namespace": "inference"}, {**ref("gpu"), "namespace": "other"}
+    users = {**route(rule(own)), "metadata": {"name": "users", "namespace": "inference"}}
+    assert unsupported(users, "gpu") is None
+    users["spec"]["rules"].append(rule(foreign))
+    assert "rule 1 points at Service gpu of namespace other" in (unsupported(users, "gpu") or "")
+
+
+def test_the_least_share_is_that_of_the_recorded_rule_that_gives_least():
+    recorded = [rule(ref("gpu")), {**rule(ref("gpu")), "matches": [{"path": {"value": "/embeddings"}}]}]
+    live = with_target(recorded, recorded, "gpu", "tpu", 50)
+    assert least_percent(live, recorded, "gpu", "tpu") == 50
+    live[1]["backendRefs"] = [ref("gpu")]
+    assert (least_percent(live, recorded, "gpu", "tpu"), target_percent(live, "gpu", "tpu")) == (0, 50)
+    added = [*with_target(recorded, recorded, "gpu", "tpu", 50), {"matches": [], "backendRefs": [ref("gpu")]}]
+    assert least_percent(added, recorded, "gpu", "tpu") == 50
 
 
 def test_the_probe_route_is_reached_by_header_on_the_users_own_paths():

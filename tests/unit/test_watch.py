@@ -65,23 +65,23 @@ def failing(way, *at, until=70):
 
 @pytest.mark.parametrize(("way", "words"), [("failed", "the Gateway's own address"), ("target_failed", "the target")])
 def test_a_few_failed_probes_within_a_minute_are_a_breach_though_none_follow_each_other(way, words):
-    breaches = see(Watch(LIMITS), *failing(way, 5, 20, 60))
+    breaches = see(Watch(LIMITS), *failing(way, 5, 20, 40, 60))
     assert breaches[:60] == [None] * 60
-    assert breaches[60] == f"3 probes of {words} failed within 60 s: http 502"
-    assert see(Watch(LIMITS), *failing(way, 5, 20, 66)) == [None] * 70
+    assert breaches[60] == f"4 probes of {words} failed within 60 s: http 502"
+    assert see(Watch(LIMITS), *failing(way, 5, 20, 40, 66)) == [None] * 70
 
 
 def test_what_fails_on_a_target_without_users_hurts_nobody():
-    assert see(Watch(LIMITS), *failing("target_failed", 5, 20, 60), users=False) == [None] * 70
+    assert see(Watch(LIMITS), *failing("target_failed", 5, 20, 40, 60), users=False) == [None] * 70
 
 
 @pytest.mark.parametrize(("before", "seen"), [(3, True), (0, False)])
 def test_long_answers_that_are_cut_are_a_breach_where_they_came_through_before(before, seen):
-    cut = [sample(t, probe=ProbeSample(0, 0, 0.5, long_ok=before, long_failed=7 + t // 60)) for t in range(130)]
+    cut = [sample(t, probe=ProbeSample(0, 0, 0.5, long_ok=before, long_failed=7 + t // 60)) for t in range(190)]
     breaches = see(Watch(LIMITS), *cut)
-    assert breaches[:120] == [None] * 120
-    told = "2 long answers failed at the Gateway's own address, where they had come through before"
-    assert breaches[120] == (told if seen else None)
+    assert breaches[:180] == [None] * 180
+    told = "3 long answers failed at the Gateway's own address, where they had come through before"
+    assert breaches[180] == (told if seen else None)
 
 
 def test_failures_of_a_prober_that_was_replaced_are_not_counted_twice():
@@ -92,6 +92,17 @@ def test_failures_of_a_prober_that_was_replaced_are_not_counted_twice():
 def test_a_target_that_restarts_with_users_on_it_is_a_breach():
     again = ArmSample(1, {"tpu-0": pod(0, started=99.0)})
     assert "tpu-0 restarted" in see(Watch(LIMITS), sample(0), sample(1, target=again))[-1]
+
+
+def test_a_restart_is_seen_though_a_look_in_between_had_no_answer():
+    first, silent, again = (ArmSample(1, {"tpu-0": each}) for each in (pod(0), None, pod(0, started=99.0)))
+    looks = [sample(t, target=each) for t, each in enumerate((first, silent, again))]
+    assert "tpu-0 restarted" in see(Watch(LIMITS), *looks)[-1]
+
+
+def test_a_source_replica_that_an_hpa_ends_may_be_silent():
+    ending = ArmSample(1, {"gpu-0": pod(100), "gpu-1": None}, leaving=frozenset({"gpu-1"}))
+    assert see(Watch(LIMITS), *(sample(t, source=ending) for t in range(30))) == [None] * 30
 
 
 def test_no_data_is_a_breach_after_its_grace_and_not_before():

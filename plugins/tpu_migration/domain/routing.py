@@ -67,15 +67,21 @@ def points_at(route: Mapping[str, Any], service: str) -> bool:
     )
 
 
-def unsupported(route: Mapping[str, Any]) -> str | None:
-    """Return why users cannot be moved on this route, or None if they can."""
-    name = route.get("metadata", {}).get("name", "?")
+def unsupported(route: Mapping[str, Any], service: str) -> str | None:
+    """Return why users of the Service cannot be moved on this route, or None if they can."""
+    metadata = route.get("metadata", {})
+    name, namespace = metadata.get("name", "?"), metadata.get("namespace")
     for index, rule in enumerate(rules_of(route)):
         for ref in rule.get("backendRefs") or []:
             if ref.get("kind") == "InferencePool":
                 return (
                     f"HTTPRoute {name} rule {index} points at InferencePool {ref.get('name')}: not yet "
                     "supported; point the rule at a Service, or migrate by hand"
+                )
+            if is_service(ref, service) and (ref.get("namespace") or namespace) != namespace:
+                return (
+                    f"HTTPRoute {name} rule {index} points at Service {service} of namespace {ref['namespace']}, which "
+                    f"has the name of the one to migrate: give one of them another name"
                 )
     return None
 
@@ -172,6 +178,12 @@ def target_percent(rules: Sequence[Rule], source: str, target: str) -> int:
         if to_target:
             shares.append(round(100 * to_target / (to_target + to_source)))
     return max(shares)
+
+
+def least_percent(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str) -> int:
+    """Return the smallest share of the source's traffic that any of the recorded rules gives the target."""
+    ours = [rule for rule in live if _recorded_refs(rule, recorded, source) is not None]
+    return min((target_percent([rule], source, target) for rule in ours), default=0)
 
 
 @dataclass(frozen=True)

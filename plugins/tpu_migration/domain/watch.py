@@ -17,8 +17,8 @@ _Z = 3.29  # two-sided 99.9 %: one false alarm in a thousand looks, and it only 
 _EDGE = 0.005  # at 0 and 100 % a request that was under way must not look like a split
 _WINDOW_S = 10.0
 _LATENCY_WINDOW_S = 30.0
-_PROBES_WINDOW_S = 60.0
-_LONG_FAILED = 2
+PROBES_WINDOW_S = 60.0
+_LONG_FAILED = 3
 MIN_JUDGED = 10  # requests on the target before anything is said of it, good or bad
 _Z_ONE_SIDED = 1.64  # 95 %: a share is too large when its lower bound is
 
@@ -44,6 +44,7 @@ class ArmSample:
     pods: Mapping[str, PodSample | None]  # None: it did not answer
     own: float = 0.0
     own_in_flight: float = 0.0
+    leaving: frozenset[str] = frozenset()  # of `pods`: those that end, as when an HPA takes what is not needed
 
     @property
     def in_flight(self) -> float | None:
@@ -93,7 +94,7 @@ class Limits:
     soft_k: int = 5
     missing_grace_s: float = 15.0
     probe_grace_s: float = 20.0
-    failed_probes: int = 3  # within a minute; with one request in a thousand failing, seen once in 30,000 minutes
+    failed_probes: int = 4  # within a minute; where one in a thousand fails by chance, once in 400 days
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Watch:
         self._samples: deque[Sample] = deque(maxlen=600)
         self._soft: dict[str, int] = {}
         self._silent_since: dict[str, float] = {}
+        self._started: dict[str, float | None] = {}  # target replica → when its process began
         self._step: Sample | None = None  # the first sample of the step
 
     def begin_step(self) -> None:
@@ -168,7 +170,7 @@ class Watch:
     def failed_probes(self, way: Literal["failed", "target_failed"]) -> int:
         """Return how many probes failed over the last minute; a prober that was replaced counts from 0 again."""
         newest = self._samples[-1].at
-        recent = takewhile(lambda each: newest - each.at <= _PROBES_WINDOW_S, reversed(self._samples))
+        recent = takewhile(lambda each: newest - each.at <= PROBES_WINDOW_S, reversed(self._samples))
         counts = [getattr(each.probe, way) for each in recent if each.probe]
         return sum(after if after < before else after - before for after, before in pairwise(counts))
 
@@ -213,12 +215,9 @@ class Watch:
             )
         if failing := self._failing_probes(sample, target_has_users):
             return failing
-        if len(self._samples) > 1:
-            previous = self._samples[-2]
-            for name, pod in sample.target.pods.items():
-                before = previous.target.pods.get(name)
-                if pod and before and pod.started_at != before.started_at:
-                    return f"target replica {name} restarted while it had users"
+        for name, pod in sample.target.pods.items():
+            if pod and self._started.setdefault(name, pod.started_at) != pod.started_at:
+                return f"target replica {name} restarted while it had users"
         return None
 
     def _failing_probes(self, sample: Sample, target_has_users: bool) -> str | None:
@@ -230,7 +229,7 @@ class Watch:
             ways.append(("the target", self.failed_probes("target_failed"), sample.probe.target_last_error))
         for way, failed, error in ways:
             if failed >= self._limits.failed_probes:
-                return f"{failed} probes of {way} failed within {_PROBES_WINDOW_S:.0f} s: {error or 'no answer'}"
+                return f"{failed} probes of {way} failed within {PROBES_WINDOW_S:.0f} s: {error or 'no answer'}"
         first = next(each.probe for each in self._samples if each.probe)
         if first.long_ok and sample.probe.long_failed - first.long_failed >= _LONG_FAILED:
             cut = sample.probe.long_failed - first.long_failed
@@ -239,7 +238,8 @@ class Watch:
 
     def _missing(self, sample: Sample) -> str | None:
         silent = {f"target replica {name}" for name, pod in sample.target.pods.items() if pod is None}
-        silent |= {f"source replica {name}" for name, pod in sample.source.pods.items() if pod is None}
+        staying = sample.source.pods.keys() - sample.source.leaving
+        silent |= {f"source replica {name}" for name in staying if sample.source.pods[name] is None}
         if sample.probe is None or (sample.probe.last_ok_s_ago or 0) > self._limits.probe_grace_s:
             silent.add("the prober")
         self._silent_since = {what: self._silent_since.get(what, sample.at) for what in silent}

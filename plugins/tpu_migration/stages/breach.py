@@ -14,6 +14,7 @@ from tpu_migration.stages.base import Context, Done, Failed, Outcome, Waiting
 from tpu_migration.stages.observe import look, watch_of
 
 _FOLLOW_S = 60.0
+_SEEN_HOLDS_S = 5.0
 _LOOK_AFTER_RESTORE_S, _LOOKS_KEPT = 0.1, 64
 _QUIET_S, _LEAST_QUIET_S = 1.0, 0.25  # without a request on the target, until the traffic counts as gone
 _QUIET_REQUESTS = 5  # of a Poisson stream that goes on, none is seen in their time with less than 1 %: exp(-5)
@@ -25,6 +26,7 @@ def send_home(ctx: Context, reason: str, *, stays: int = 0) -> Outcome:
     `stays` is the share in per cent that may stay on a target that is well, where the source lacks replicas.
     """
     ctx.memory["breach"] = reason
+    ctx.memory.setdefault("may_stay", (stays, ctx.clock.monotonic()))
     done = restore(
         ctx.unfenced.watching(),
         ctx.plan.namespace,
@@ -39,6 +41,13 @@ def send_home(ctx: Context, reason: str, *, stays: int = 0) -> Outcome:
     ctx.memory["restored_at"] = ctx.clock.monotonic()
     ctx.epoch = done.epoch
     return Waiting(0, f"breach: {reason}; {done.reason}")
+
+
+def send_home_again(ctx: Context) -> Outcome:
+    """Try once more what failed; what was seen of the target holds for a moment only."""
+    stays, seen_at = ctx.memory["may_stay"]
+    is_fresh = ctx.clock.monotonic() - seen_at <= _SEEN_HOLDS_S
+    return send_home(ctx, ctx.memory["breach"], stays=stays if is_fresh else 0)
 
 
 def watch_restore(ctx: Context) -> Outcome:

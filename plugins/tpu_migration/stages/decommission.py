@@ -11,7 +11,7 @@ from tpu_migration.clients.kubernetes import Object
 from tpu_migration.clients.vllm import Vllm
 from tpu_migration.domain.node_pools import gcloud_line, made_again
 from tpu_migration.domain.phases import Phase
-from tpu_migration.domain.routing import epoch_of, rules_of, target_percent
+from tpu_migration.domain.routing import epoch_of, points_at, rules_of, target_percent
 from tpu_migration.domain.watch import Sample, begun_between
 from tpu_migration.errors import PermanentError, TransientError
 from tpu_migration.record import Record, told
@@ -31,6 +31,7 @@ from tpu_migration.stages.objects import (
 from tpu_migration.stages.observe import look
 from tpu_migration.stages.pin import unpin_source
 from tpu_migration.stages.pool import POOL_LABEL
+from tpu_migration.stages.probes import MAIN_ARM, prober_stats
 
 _DRAIN_WINDOW_S = 10.0  # nothing may be in flight on the source for this long
 _STRAY = 2  # our own probes and their counters are not read in the same instant
@@ -101,6 +102,11 @@ def _check_users_are_safe(ctx: Context, record: Record, release: str) -> Waiting
             f"HTTPRoute {source.route} gives the target {percent} % at epoch {epoch} (record: "
             f"{record.epoch}): users are not all on the target, nothing is given up"
         )
+    if release != "keep" and points_at(route, source.service):
+        raise PermanentError(
+            f"a rule of HTTPRoute {source.route} still sends users to {source.service}: point it at {record.target} "
+            "first; nothing is given up"
+        )
     if others := other_routes(ctx.kube, namespace, source.service, (source.route, ctx.names.probe_route)):
         raise PermanentError(
             f"HTTPRoute {', '.join(others)} sends users to {source.service}: move them to {record.target} first; "
@@ -121,6 +127,17 @@ def _check_users_are_safe(ctx: Context, record: Record, release: str) -> Waiting
             return _wait_for_answers(ctx, record, error)
         ctx.memory["proven"] = True
     return None
+
+
+def _users_are_answered(ctx: Context, record: Record) -> Waiting | None:
+    """Return None if the prober is answered on the users' own way: whatever the pods say, users come by that one."""
+    stats = prober_stats(ctx)
+    main = stats.arms.get(MAIN_ARM) if stats else None
+    if main is not None and main.steady:
+        ctx.memory.pop("unanswered_since", None)
+        return None
+    why = f" ({main.last_error})" if main and main.last_error else ""
+    return _wait_for_answers(ctx, record, TransientError(f"the prober has no answers on the users' way{why}"))
 
 
 def _wait_for_answers(ctx: Context, record: Record, error: TransientError) -> Waiting:
@@ -203,6 +220,9 @@ def _release(ctx: Context, record: Record, release: str) -> Outcome:
     if deployment is not None:
         if record.source_capacity:
             ctx.update(lambda r: replace(r, source_capacity=0, intent=f"scale {source.deployment} to 0"))
+        # The counters of the source say nothing of users who meet errors elsewhere.
+        if deployment["spec"].get("replicas", 1) and (waiting := _users_are_answered(ctx, record)) is not None:
+            return waiting
         # To 0 in one step: users left long ago, and an HPA rests while its target has 0 replicas. On any other
         # number it would work against this, or have to be changed.
         if deployment["spec"].get("replicas", 1):
@@ -213,6 +233,10 @@ def _release(ctx: Context, record: Record, release: str) -> Outcome:
     if release == "scale-to-zero":
         return _finish(ctx, record, "scaled to zero, its node pools kept")
     left = [pool for pool in source.node_pools if ctx.pools.get(pool) is not None]
+    if left and not ctx.memory.get("deleting"):
+        if (waiting := _users_are_answered(ctx, record)) is not None:
+            return waiting
+        ctx.memory["deleting"] = True
     for pool in left:
         _delete_pool(ctx, pool)
     if left:

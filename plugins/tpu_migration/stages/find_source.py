@@ -44,7 +44,7 @@ def find_source(
             "create one and point an HTTPRoute at it"
         )
     route, service = _route_and_service(ctx, services)
-    if reason := routing.unsupported(route):
+    if reason := routing.unsupported(route, service["metadata"]["name"]):
         raise PermanentError(reason)
     _check_route(ctx, route, service, existing)
     hpa = next((each for each in objects if each["kind"] == "HorizontalPodAutoscaler"), None)

@@ -68,12 +68,13 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
     def side(service: str, name: str, own: float) -> ArmSample:
         probed = arms.get(name)
         if probed:  # a prober that is silent for a moment has not unmade its requests
-            ctx.memory[f"probed_{name}"] = float(probed.ok + probed.failed + probed.in_flight)
+            _count(ctx, name, probed.ok + probed.failed + probed.in_flight)
         return ArmSample(
             ready=sum(pods[service].values()),
             # One that came later, is not ready and has never answered is still starting: nobody is sent to it.
             pods={pod: scraped[pod] for pod, ready in pods[service].items() if ready or pod in known},
-            own=own + ctx.memory.get(f"probed_{name}", 0.0),
+            leaving=frozenset(_leaving(slices, service)),
+            own=own + sum(ctx.memory.get(f"probed_{name}", (0, 0))),
             own_in_flight=float(probed.in_flight) if probed else 0.0,
         )
 
@@ -84,6 +85,12 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
         probe=probe,
         dead_sources=dead,
     )
+
+
+def _count(ctx: Context, arm: str, sent: int) -> None:
+    """Note how many probes were sent so far, those of a prober that was replaced among them."""
+    before, last = ctx.memory.get(f"probed_{arm}", (0, 0))
+    ctx.memory[f"probed_{arm}"] = (before + last if sent < last else before, sent)
 
 
 def _pods(slices: list[Object], service: str) -> dict[str, bool]:
@@ -97,6 +104,17 @@ def _pods(slices: list[Object], service: str) -> dict[str, bool]:
             if reference.get("kind") == "Pod":
                 found[reference["name"]] = bool((endpoint.get("conditions") or {}).get("ready"))
     return found
+
+
+def _leaving(slices: list[Object], service: str) -> set[str]:
+    """Return the pods behind a Service that are ending."""
+    return {
+        endpoint["targetRef"]["name"]
+        for one in slices
+        if one["metadata"].get("labels", {}).get("kubernetes.io/service-name") == service
+        for endpoint in one.get("endpoints") or []
+        if (endpoint.get("conditions") or {}).get("terminating") and endpoint.get("targetRef")
+    }
 
 
 def _scrape(vllm: Vllm, pod: str) -> PodSample | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tpu_migration.clients import kubernetes as k8s
 from tpu_migration.clients.kubernetes import HTTP_ROUTES, Object
 from tpu_migration.domain.phases import Phase
-from tpu_migration.domain.routing import epoch_of, rules_of, target_percent
+from tpu_migration.domain.routing import epoch_of, least_percent, rules_of, target_percent
 from tpu_migration.domain.watch import MIN_JUDGED, Limits, Sample
 from tpu_migration.errors import (
     NotHolderError,
@@ -25,7 +25,7 @@ from tpu_migration.record import Record, Shift, told
 from tpu_migration.restore import ready_endpoints
 from tpu_migration.stages.approval import SHIFT, word_on
 from tpu_migration.stages.base import Context, Done, Outcome, Waiting
-from tpu_migration.stages.breach import send_home, watch_restore
+from tpu_migration.stages.breach import send_home, send_home_again, watch_restore
 from tpu_migration.stages.heartbeat import guard_heartbeat
 from tpu_migration.stages.objects import last_writer, template_hash
 from tpu_migration.stages.observe import look, watch_of
@@ -51,7 +51,7 @@ def step(ctx: Context) -> Outcome:
     if "breach" in ctx.memory:
         if ctx.memory.get("was_blind"):
             _yield_to_a_successor(ctx)
-        return send_home(ctx, ctx.memory["breach"])
+        return send_home_again(ctx)
     try:
         return _keep(ctx)
     except (SupersededError, NotHolderError):
@@ -142,12 +142,15 @@ def _disturbed(ctx: Context, record: Record, route: Object | None) -> str | None
     expected = record.shift
     if expected.written is None:
         return None
-    percent = target_percent(rules_of(route), record.source.service, record.target)
+    rules, source = rules_of(route), record.source
+    percent = target_percent(rules, source.service, record.target)
+    least = least_percent(rules, source.rules, source.service, record.target)
     epoch = epoch_of(route, record.workload)
-    if percent == expected.percent and epoch == record.epoch:
+    if percent == least == expected.percent and epoch == record.epoch:
         return None
+    gives = f"{percent} %" if percent == least else f"{least} to {percent} %, by its rules,"
     return (
-        f"HTTPRoute {record.source.route} gives the target {percent} % at epoch {epoch}, this run had "
+        f"HTTPRoute {record.source.route} gives the target {gives} at epoch {epoch}, this run had "
         f"written {expected.percent} % at epoch {record.epoch}; last written by {last_writer(route)}"
     )
 

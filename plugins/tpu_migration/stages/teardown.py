@@ -7,13 +7,14 @@ also calls it.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
-from tpu_migration.clients.kubernetes import HTTP_ROUTES
+from tpu_migration.clients.kubernetes import DEPLOYMENTS, HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
-from tpu_migration.domain.routing import epoch_of
-from tpu_migration.domain.watch import Limits
-from tpu_migration.errors import SupersededError, TransientError
+from tpu_migration.domain.routing import SafeRoute, epoch_of
+from tpu_migration.domain.watch import PROBES_WINDOW_S, Limits
+from tpu_migration.errors import PermanentError, SupersededError, TransientError
 from tpu_migration.names import POOL_RUN_LABEL, TARGET_ARM, run_hash
 from tpu_migration.record import Record, told
 from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore, stays_of
@@ -24,13 +25,14 @@ from tpu_migration.stages.breach import traffic_has_left_target
 from tpu_migration.stages.cleanup import end_target, leave_route, remove_scaffolding, remove_target
 from tpu_migration.stages.diagnostics import diagnostics_name, save_diagnostics
 from tpu_migration.stages.observe import look
-from tpu_migration.stages.pin import unpin_source
+from tpu_migration.stages.pin import pin_source, unpin_source
 from tpu_migration.stages.pool_removal import removed
 from tpu_migration.stages.probes import prober_stats
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0
 _PROBES_FAILED = 2
+_EVERYBODY = 100  # per cent: before the commit, only where the source has no ready endpoint and the target has
 _GATEWAY_FOLLOWS_S = 60.0  # GKE: 8 s for weights, up to 36 s with endpoints, 60 s for a backend
 _LONGEST_PAUSE_S = 15.0
 _DRAIN_S = 600.0  # the longest stream that is waited for before the TPU pods are told to end
@@ -69,8 +71,9 @@ def _step(ctx: Context) -> Outcome:
         return _release(ctx, record, Phase.REJECTED)
     if record.phase is not Phase.FALLING_BACK or not _route_is_restored(ctx, record):
         return _restore(ctx, record)
-    if percent := observed_percent(ctx.kube, record):
-        return _bring_the_rest_home(ctx, record, percent)
+    percent, safe = observed_percent(ctx.kube, record), observed_safe_route(ctx.kube, record)
+    if percent or safe.target_percent == _EVERYBODY:
+        return _follow_the_source(ctx, record, percent, safe)
     if record.fallback and record.fallback.observed is None:
         return _verify(ctx, record)
     return _release(ctx, record, _home(record))
@@ -124,22 +127,47 @@ def _route_is_restored(ctx: Context, record: Record) -> bool:
     return route is not None and epoch_of(route, record.workload) == record.epoch
 
 
-def _bring_the_rest_home(ctx: Context, record: Record, percent: int) -> Outcome:
-    """Restore once more as soon as the source carries more: it had too few replicas when users were last sent there."""
+def _follow_the_source(ctx: Context, record: Record, percent: int, safe: SafeRoute) -> Outcome:
+    """Restore once more when the source carries more than before, or nothing at all while the target is there."""
     stays = stays_of(record)
-    if stays and _target_fails(ctx):
+    if stays and safe.target_percent < _EVERYBODY and _target_fails(ctx):
         stays = 0
-    elif (safe := observed_safe_route(ctx.kube, record)).target_percent >= percent:
+    elif safe.target_percent == percent or percent < safe.target_percent < _EVERYBODY:
+        _make_source_whole(ctx, record)
         return Waiting(2.0, safe.reason)
     ctx.memory.pop("verify_since", None)
     return _restore(ctx, record, stays)
+
+
+def _make_source_whole(ctx: Context, record: Record) -> None:
+    """Ask once more for what the source is to have: without it nobody would ever come home."""
+    if ctx.memory.get("source_asked"):
+        return
+    ctx.memory["source_asked"] = True
+    try:
+        pin_source(ctx, record)
+    except PermanentError as error:
+        ctx.log("the source cannot be pinned: %s", error)
+        return
+    deployment = ctx.kube.get(DEPLOYMENTS, record.source.deployment, record.namespace)
+    if deployment and deployment["spec"].get("replicas", 1) < record.source.replicas:
+        ctx.kube.scale(record.source.deployment, record.namespace, record.source.replicas)
 
 
 def _target_fails(ctx: Context) -> bool:
     """Tell whether users who stayed are answered no more, as far as the prober tells: too few GPUs are better then."""
     stats = prober_stats(ctx)
     arm = stats.arms.get(TARGET_ARM) if stats else None
-    return arm is not None and arm.consecutive_failures >= _PROBES_FAILED
+    if arm is None:
+        return False
+    now = ctx.clock.monotonic()
+    seen: deque[tuple[float, int]] = ctx.memory.setdefault("target_failed", deque())
+    if seen and arm.failed < seen[-1][1]:
+        seen.clear()  # another prober, which counts from 0
+    seen.append((now, arm.failed))
+    while now - seen[0][0] > PROBES_WINDOW_S:
+        seen.popleft()
+    return arm.consecutive_failures >= _PROBES_FAILED or arm.failed - seen[0][1] >= Limits.failed_probes
 
 
 def _verify(ctx: Context, record: Record) -> Outcome:
