@@ -137,8 +137,8 @@ async def _back_by_the_wheel_alone(stack: Stack, airflow: RemoteAirflow, state: 
         return int(job["id"]) if job else None
 
     carrier = its_triggerer(await _until(airflow, BACK_ID, run, its_triggerer))
-    await stack.supervisor.children[names[carrier]].kill()
     killed = time.monotonic()
+    await stack.supervisor.children[names[carrier]].kill()
     await _until(airflow, BACK_ID, run, lambda tasks: its_triggerer(tasks) not in (carrier, None))
     goes_on_s = time.monotonic() - killed
     ended = await _until(airflow, BACK_ID, run, lambda tasks: tasks[BACK_ID]["end_date"], MIGRATION_S)

@@ -218,11 +218,11 @@ def _release(ctx: Context, record: Record, release: str) -> Outcome:
     namespace, source = ctx.plan.namespace, record.source
     deployment = ctx.kube.get(k8s.DEPLOYMENTS, source.deployment, namespace)
     if deployment is not None:
-        if record.source_capacity:
-            ctx.update(lambda r: replace(r, source_capacity=0, intent=f"scale {source.deployment} to 0"))
-        # The counters of the source say nothing of users who meet errors elsewhere.
+        # Before anything is noted as given up: the source's counters say nothing of users who meet errors elsewhere.
         if deployment["spec"].get("replicas", 1) and (waiting := _users_are_answered(ctx, record)) is not None:
             return waiting
+        if record.source_capacity:
+            ctx.update(lambda r: replace(r, source_capacity=0, intent=f"scale {source.deployment} to 0"))
         # To 0 in one step: users left long ago, and an HPA rests while its target has 0 replicas. On any other
         # number it would work against this, or have to be changed.
         if deployment["spec"].get("replicas", 1):
