@@ -17,5 +17,5 @@ def toolbox_wheels() -> Figure:
     with tempfile.TemporaryDirectory() as directory:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", directory]
         subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), f"{ROOT}[toolbox]"], check=True)
-        size = sum(each.stat().st_size for each in Path(directory).glob("*.whl"))
+        size = sum(each.stat().st_size for each in Path(directory).iterdir())
     return Figure("toolbox_wheels", round(size / 1e6, 1), "MB", 150)

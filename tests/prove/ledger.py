@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("plugins", "dags", "include", "sandbox", "tests")  # what is written about it changes no figure
+# What is written about the code changes no figure.
+CODE = ("plugins", "dags", "include", "sandbox", "tests", "pyproject.toml", "constraints.txt")
 
 
 class Ledger:
@@ -40,7 +41,7 @@ class Ledger:
 
 
 def code_version() -> str:
-    """Return what names the code: the tree of what is in its folders and not ignored, committed or not."""
+    """Return what names the code: the tree of what belongs to it and is not ignored, committed or not."""
     with tempfile.TemporaryDirectory() as directory:
         index = {"GIT_INDEX_FILE": f"{directory}/index"}  # one of its own: the checkout's stays as it is
         _git("add", "--all", *CODE, env=index)

@@ -66,7 +66,7 @@ FORETOLD: Mapping[str, Sequence[Foretold]] = {
         Foretold("gate", _FELL, "the Gateway does not reach the target"),
         Foretold("shift", _FELL, "no answer on the way 'target'"),
         Foretold("soak", _FELL, "2 probes in a row failed"),
-        Foretold("decommission", Phase.DECOMMISSIONING, "for 5 minutes: nothing is given up"),
+        Foretold("decommission", Phase.DECOMMISSIONING, "for 5 minutes: nothing more is given up"),
     ],
     "host-oom": [Foretold(_BEFORE_WARM, _FELL, "OOMKilled")],
     "image-pull": [Foretold(_BEFORE_WARM, _FELL, "ImagePullBackOff")],

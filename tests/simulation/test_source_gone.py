@@ -135,7 +135,7 @@ def test_gpus_stay_while_users_are_not_answered_on_their_own_way(monkeypatch):
     monkeypatch.setattr(Traffic, "send", refused_on_the_target)
     scene.when(lambda: scene.weights().get(WORKLOAD) == 0 and _phase(scene) is Phase.COMMITTED, lambda: fails.append(1))
     airflow = scene.airflow().run()
-    assert "no answers on the users' way (503), for 5 minutes: nothing is given up" in airflow.reasons()
+    assert "no answers on the users' way (503), for 5 minutes: nothing more is given up" in airflow.reasons()
     assert scene.record.source_capacity == 2, "it may have to serve yet"
     assert "h100-pool" in scene.pools()
     assert len(scene.world.traffic.ready_engines(WORKLOAD)) == 2

@@ -177,6 +177,8 @@ def test_the_least_share_is_that_of_the_recorded_rule_that_gives_least():
     assert (least_percent(live, recorded, "gpu", "tpu"), target_percent(live, "gpu", "tpu")) == (0, 50)
     added = [*with_target(recorded, recorded, "gpu", "tpu", 50), {"matches": [], "backendRefs": [ref("gpu")]}]
     assert least_percent(added, recorded, "gpu", "tpu") == 50
+    idle = [*recorded, {**rule(ref("gpu", 0), ref("other")), "matches": [{"path": {"value": "/idle"}}]}]
+    assert least_percent(with_target(idle, idle, "gpu", "tpu", 50), idle, "gpu", "tpu") == 50
 
 
 def test_the_probe_route_is_reached_by_header_on_the_users_own_paths():

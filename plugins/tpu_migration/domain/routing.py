@@ -60,11 +60,11 @@ def names(route: Mapping[str, Any], service: str) -> bool:
 
 def points_at(route: Mapping[str, Any], service: str) -> bool:
     """Tell whether any rule of the route sends a share of its requests to the Service."""
-    return any(
-        is_service(ref, service) and ref.get("weight", 1) > 0
-        for rule in rules_of(route)
-        for ref in rule.get("backendRefs") or []
-    )
+    return any(_sends(rule.get("backendRefs") or [], service) for rule in rules_of(route))
+
+
+def _sends(refs: Sequence[Mapping[str, Any]], service: str) -> bool:
+    return any(is_service(ref, service) and ref.get("weight", 1) > 0 for ref in refs)
 
 
 def unsupported(route: Mapping[str, Any], service: str) -> str | None:
@@ -81,7 +81,7 @@ def unsupported(route: Mapping[str, Any], service: str) -> str | None:
             if is_service(ref, service) and (ref.get("namespace") or namespace) != namespace:
                 return (
                     f"HTTPRoute {name} rule {index} points at Service {service} of namespace {ref['namespace']}, which "
-                    f"has the name of the one to migrate: give one of them another name"
+                    "has the name of the one to migrate: give one of them another name"
                 )
     return None
 
@@ -181,8 +181,11 @@ def target_percent(rules: Sequence[Rule], source: str, target: str) -> int:
 
 
 def least_percent(live: Sequence[Rule], recorded: Sequence[Rule], source: str, target: str) -> int:
-    """Return the smallest share of the source's traffic that any of the recorded rules gives the target."""
-    ours = [rule for rule in live if _recorded_refs(rule, recorded, source) is not None]
+    """Return the smallest share in whole per cent that any rule gives the target which had users for the source.
+
+    A rule that was recorded with the source at weight 0 has none, whatever the step.
+    """
+    ours = [rule for rule in live if _sends(_recorded_refs(rule, recorded, source) or [], source)]
     return min((target_percent([rule], source, target) for rule in ours), default=0)
 
 

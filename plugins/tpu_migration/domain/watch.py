@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from typing import Literal
@@ -94,7 +94,7 @@ class Limits:
     soft_k: int = 5
     missing_grace_s: float = 15.0
     probe_grace_s: float = 20.0
-    failed_probes: int = 4  # within a minute; where one in a thousand fails by chance, once in 400 days
+    failed_probes: int = 4  # within a minute; where one in a thousand fails by chance, about once a year of soaking
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,8 @@ class Watch:
         )
 
     def failed_probes(self, way: Literal["failed", "target_failed"]) -> int:
-        """Return how many probes failed over the last minute; a prober that was replaced counts from 0 again."""
-        newest = self._samples[-1].at
-        recent = takewhile(lambda each: newest - each.at <= PROBES_WINDOW_S, reversed(self._samples))
-        counts = [getattr(each.probe, way) for each in recent if each.probe]
-        return sum(after if after < before else after - before for after, before in pairwise(counts))
+        """Return how many probes failed over the last minute."""
+        return failed_lately((each.at, getattr(each.probe, way)) for each in reversed(self._samples) if each.probe)
 
     def target_rps(self) -> float:
         """Return how many requests a second began on the target over the last ten seconds; 0 if nobody can tell."""
@@ -281,6 +278,21 @@ class Watch:
                 f"on the source {usual:.0%})"
             )
         return found
+
+
+def failed_lately(counts: Iterable[tuple[float, int]]) -> int:
+    """Return how many probes failed over the last minute.
+
+    `counts` are moments in seconds, the newest first, with what the prober had counted by then; one that was replaced
+    counts from 0 again.
+    """
+    newest_first = iter(counts)
+    newest = next(newest_first, None)
+    if newest is None:
+        return 0
+    recent = takewhile(lambda each: newest[0] - each[0] <= PROBES_WINDOW_S, newest_first)
+    seen = [newest[1], *(count for _, count in recent)]
+    return sum(after if after < before else after - before for after, before in pairwise(seen))
 
 
 def _too_many(bad: float, total: float, allowed: float) -> bool:

@@ -144,12 +144,12 @@ def _wait_for_answers(ctx: Context, record: Record, error: TransientError) -> Wa
     now = ctx.clock.monotonic()
     lasting_s = now - ctx.memory.setdefault("unanswered_since", now)
     if lasting_s > _ANSWER_PATIENCE_S:
-        back = next(reversed(record.way_back), "gpu_fallback")
+        back = next(reversed(record.way_back), "airflow dags trigger gpu_fallback")
         raise PermanentError(
-            f"{error}, for {lasting_s / 60:.0f} minutes: nothing is given up. Users wait for the same answers: "
+            f"{error}, for {lasting_s / 60:.0f} minutes: nothing more is given up. Users wait for the same answers: "
             f"take them back to GPUs (`{back}`), or mend {record.target} and clear this task"
         ) from error
-    return Waiting(_POLL_S, f"{error}; nothing is given up before it answers")
+    return Waiting(_POLL_S, f"{error}; nothing more is given up before it answers")
 
 
 def _wait_for_replicas(ctx: Context, found: int, needed: int) -> Waiting:

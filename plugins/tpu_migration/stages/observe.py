@@ -40,7 +40,7 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
     pods = {service: _pods(slices, service) for service in services}
     vllm = Vllm(kube, namespace, record.source.port)
     # First what this product asks itself, then the counters: they have seen it by then.
-    sources = [n for n, ready in pods[services[0]].items() if ready] if ask_sources else []
+    sources = [n for n, has in pods[services[0]].items() if has.get("ready")] if ask_sources else []
     dead = _complete_on_sources(ctx, record, kube, sources)
     everyone = [name for service in services for name in pods[service]]
     scrapes = [lambda n=n: _scrape(vllm, n) for n in everyone]
@@ -70,10 +70,10 @@ def look(ctx: Context, record: Record, *, ask_sources: bool = True) -> Sample:
         if probed:  # a prober that is silent for a moment has not unmade its requests
             _count(ctx, name, probed.ok + probed.failed + probed.in_flight)
         return ArmSample(
-            ready=sum(pods[service].values()),
+            ready=sum(bool(has.get("ready")) for has in pods[service].values()),
             # One that came later, is not ready and has never answered is still starting: nobody is sent to it.
-            pods={pod: scraped[pod] for pod, ready in pods[service].items() if ready or pod in known},
-            leaving=frozenset(_leaving(slices, service)),
+            pods={pod: scraped[pod] for pod, has in pods[service].items() if has.get("ready") or pod in known},
+            leaving=frozenset(pod for pod, has in pods[service].items() if has.get("terminating")),
             own=own + sum(ctx.memory.get(f"probed_{name}", (0, 0))),
             own_in_flight=float(probed.in_flight) if probed else 0.0,
         )
@@ -93,28 +93,17 @@ def _count(ctx: Context, arm: str, sent: int) -> None:
     ctx.memory[f"probed_{arm}"] = (before + last if sent < last else before, sent)
 
 
-def _pods(slices: list[Object], service: str) -> dict[str, bool]:
-    """Return the pods behind a Service, and whether each is ready."""
-    found: dict[str, bool] = {}
+def _pods(slices: list[Object], service: str) -> dict[str, Object]:
+    """Return the pods behind a Service, each with its endpoint's conditions (`ready`, `terminating`)."""
+    found: dict[str, Object] = {}
     for one in slices:
         if one["metadata"].get("labels", {}).get("kubernetes.io/service-name") != service:
             continue
         for endpoint in one.get("endpoints") or []:
             reference = endpoint.get("targetRef") or {}
             if reference.get("kind") == "Pod":
-                found[reference["name"]] = bool((endpoint.get("conditions") or {}).get("ready"))
+                found[reference["name"]] = endpoint.get("conditions") or {}
     return found
-
-
-def _leaving(slices: list[Object], service: str) -> set[str]:
-    """Return the pods behind a Service that are ending."""
-    return {
-        endpoint["targetRef"]["name"]
-        for one in slices
-        if one["metadata"].get("labels", {}).get("kubernetes.io/service-name") == service
-        for endpoint in one.get("endpoints") or []
-        if (endpoint.get("conditions") or {}).get("terminating") and endpoint.get("targetRef")
-    }
 
 
 def _scrape(vllm: Vllm, pod: str) -> PodSample | None:

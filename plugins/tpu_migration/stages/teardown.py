@@ -13,8 +13,8 @@ from dataclasses import replace
 from tpu_migration.clients.kubernetes import DEPLOYMENTS, HTTP_ROUTES
 from tpu_migration.domain.phases import AFTER_COMMIT, ENDED, Phase
 from tpu_migration.domain.routing import SafeRoute, epoch_of
-from tpu_migration.domain.watch import PROBES_WINDOW_S, Limits
-from tpu_migration.errors import PermanentError, SupersededError, TransientError
+from tpu_migration.domain.watch import Limits, failed_lately
+from tpu_migration.errors import SupersededError, TransientError
 from tpu_migration.names import POOL_RUN_LABEL, TARGET_ARM, run_hash
 from tpu_migration.record import Record, told
 from tpu_migration.restore import Restored, observed_percent, observed_safe_route, restore, stays_of
@@ -31,7 +31,7 @@ from tpu_migration.stages.probes import prober_stats
 
 _GREEN = frozenset({Phase.MIGRATED, Phase.PROVEN, Phase.REJECTED})
 _VERIFY_S = 60.0
-_PROBES_FAILED = 2
+_PROBES_FAILED, _COUNTS_KEPT = 2, 64
 _EVERYBODY = 100  # per cent: before the commit, only where the source has no ready endpoint and the target has
 _GATEWAY_FOLLOWS_S = 60.0  # GKE: 8 s for weights, up to 36 s with endpoints, 60 s for a backend
 _LONGEST_PAUSE_S = 15.0
@@ -143,15 +143,13 @@ def _make_source_whole(ctx: Context, record: Record) -> None:
     """Ask once more for what the source is to have: without it nobody would ever come home."""
     if ctx.memory.get("source_asked"):
         return
-    ctx.memory["source_asked"] = True
-    try:
-        pin_source(ctx, record)
-    except PermanentError as error:
-        ctx.log("the source cannot be pinned: %s", error)
-        return
     deployment = ctx.kube.get(DEPLOYMENTS, record.source.deployment, record.namespace)
-    if deployment and deployment["spec"].get("replicas", 1) < record.source.replicas:
+    if deployment is None:
+        return  # whoever deleted it has to bring it back; users are where somebody serves
+    pin_source(ctx, record)
+    if deployment["spec"].get("replicas", 1) < record.source.replicas:
         ctx.kube.scale(record.source.deployment, record.namespace, record.source.replicas)
+    ctx.memory["source_asked"] = True
 
 
 def _target_fails(ctx: Context) -> bool:
@@ -160,14 +158,9 @@ def _target_fails(ctx: Context) -> bool:
     arm = stats.arms.get(TARGET_ARM) if stats else None
     if arm is None:
         return False
-    now = ctx.clock.monotonic()
-    seen: deque[tuple[float, int]] = ctx.memory.setdefault("target_failed", deque())
-    if seen and arm.failed < seen[-1][1]:
-        seen.clear()  # another prober, which counts from 0
-    seen.append((now, arm.failed))
-    while now - seen[0][0] > PROBES_WINDOW_S:
-        seen.popleft()
-    return arm.consecutive_failures >= _PROBES_FAILED or arm.failed - seen[0][1] >= Limits.failed_probes
+    counts: deque[tuple[float, int]] = ctx.memory.setdefault("target_failed", deque(maxlen=_COUNTS_KEPT))
+    counts.appendleft((ctx.clock.monotonic(), arm.failed))
+    return arm.consecutive_failures >= _PROBES_FAILED or failed_lately(counts) >= Limits.failed_probes
 
 
 def _verify(ctx: Context, record: Record) -> Outcome:
