@@ -36,6 +36,12 @@ def conf_on(state: Mapping[str, Any], workload: str = WORKLOAD) -> dict[str, Any
     return {**plan, **where, "project_id": state["project"], "workload": workload}
 
 
+def way_back_on(state: Mapping[str, Any], workload: str = WORKLOAD, **changes: Any) -> dict[str, Any]:
+    """Return the parameters of `gpu_fallback` for a workload on the sandbox whose state.json is given."""
+    where = ("workload", "namespace", "project_id", "location", "cluster")
+    return {**{key: value for key, value in conf_on(state, workload).items() if key in where}, **changes}
+
+
 class Stand:
     """One sandbox with one Airflow; an async context manager that leaves no process behind."""
 

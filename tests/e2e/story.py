@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sandbox.airflow import FINAL_STATES, AirflowFailed
 from sandbox.airflow_settings import GOOGLE_CONNECTION, google_environment
-from sandbox.stand import DAG_ID, Stand
+from sandbox.stand import DAG_ID, Stand, way_back_on
 from sandbox.workload import workload_names
 from tpu_migration.clients.kubernetes import HTTP_ROUTES
 from tpu_migration.domain.phases import USERS_MAY_BE_ON_TARGET, Phase
@@ -36,7 +36,6 @@ RESUMED, SLOW, ORPHANED, IDLE = workload_names(4)
 LEASE_S = 60.0
 RUN_S = 900.0  # a deadline, no wait: on a machine that others load, too, a migration takes minutes more
 BACK = "back"  # the run of gpu_fallback
-FALLBACK_PARAMS = ("workload", "namespace", "project_id", "location", "cluster")
 
 # What a person may get wrong, and the words that must help them.
 BAD_INPUT: dict[str, dict[str, Any]] = {
@@ -194,7 +193,7 @@ async def _third_act(stand: Stand, story: Story) -> None:
     edit = {"metadata": {"annotations": {epoch_annotation(RESUMED): "999"}}}
     await asyncio.to_thread(stand.kube.patch, HTTP_ROUTES, record.source.route, record.namespace, edit)
     await _watch(stand, story, "other-hands")
-    conf = {key: value for key, value in stand.conf(RESUMED).items() if key in FALLBACK_PARAMS}
+    conf = way_back_on(stand.state, RESUMED)
     await stand.airflow.trigger_by_api("gpu_fallback", conf, run_id=BACK)
     story.runs[BACK] = str(await stand.airflow.wait_for_run("gpu_fallback", BACK, deadline_s=RUN_S))
     story.records[BACK], story.users[BACK] = await record_of(stand, RESUMED), await stand.stop_users(RESUMED)

@@ -19,7 +19,7 @@ from typing import Any
 
 from deployment.make_env import values as new_values
 from sandbox.airflow_api import RemoteAirflow
-from sandbox.stand import DAG_ID, conf_on
+from sandbox.stand import DAG_ID, conf_on, way_back_on
 from tests.prove.compose_stack import Stack, StackFailed, make_environment, what_is_missing
 from tests.prove.ledger import ROOT, Ledger
 
@@ -31,7 +31,6 @@ GOES_ON_LIMIT_S = 20.0  # the threshold of 8 s, and the beats of two seconds aro
 BUSY = Path(__file__).with_name("busy_dag.py")
 TRIGGERER = "sandbox-triggerer"
 BACK_ID = "gpu_fallback"
-BACK_KEYS = ("workload", "namespace", "project_id", "location", "cluster")
 _BEHIND = "behind"  # the run that waits for a slot
 
 
@@ -129,8 +128,7 @@ async def _back_by_the_wheel_alone(stack: Stack, airflow: RemoteAirflow, state: 
     for again in (False, True):
         (number,) = await _new_triggerer(stack, airflow, again=again)
         names[number] = f"{TRIGGERER}-2" if again else TRIGGERER
-    conf = {key: value for key, value in conf_on(state).items() if key in BACK_KEYS} | {"prove": False}
-    run = await airflow.trigger(BACK_ID, conf)
+    run = await airflow.trigger(BACK_ID, way_back_on(state, prove=False))
 
     def its_triggerer(tasks: dict[str, Any]) -> int | None:
         job = tasks[BACK_ID]["triggerer_job"] if tasks[BACK_ID]["state"] == "deferred" else None

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from sandbox.stand import DAG_ID, Stand
+from sandbox.stand import DAG_ID, Stand, way_back_on
 from sandbox.workload import WORKLOAD
 from tests.prove.ledger import Ledger
 from tpu_migration.clock import SystemClock
@@ -34,7 +34,6 @@ KILLS = {f"{each} in {phase}" for each in COMPONENTS for phase in PHASES} - {"wo
 STREAMS_AT_ONCE = 100
 STEPS = (10, 50, 100)
 TASK_OF = {"shift": "shift", "soak": "shift", "decommission": "decommission"}
-_BACK = ("workload", "namespace", "project_id", "location", "cluster")
 
 
 def prove(ledger: Ledger, streams: int) -> bool:
@@ -157,9 +156,8 @@ class _Live:
 
     async def _back(self) -> None:
         # Unproven: what counts here are the streams, and the load of a proof is felt by a machine that serves them all.
-        conf = {key: value for key, value in self.stand.conf().items() if key in _BACK} | {"prove": False}
         run = f"back-{len(self.runs)}"
-        await self.stand.airflow.trigger_by_api("gpu_fallback", conf, run_id=run)
+        await self.stand.airflow.trigger_by_api("gpu_fallback", way_back_on(self.stand.state, prove=False), run_id=run)
         state = await self.stand.airflow.wait_for_run("gpu_fallback", run, RUN_S)
         if state != "success" or (await self._record()).phase is not Phase.FALLEN_BACK:
             self.problems.append(f"{run} is {state}, {(await self._record()).phase}")

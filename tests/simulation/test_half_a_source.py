@@ -15,6 +15,20 @@ AWAY_S = 240.0
 SHARES_LEFT = "1 of the source's 2 replicas are ready and carry 50 %: 50 % of the users stay on the target"
 
 
+def cordon(world, is_closed):
+    """Let no machine of the source take a pod, or let each again."""
+    for node in world.client.list("nodes"):
+        if node["metadata"]["labels"].get("cloud.google.com/gke-nodepool") == "h100-pool":
+            world.client.patch("nodes", None, node["metadata"]["name"], {"spec": {"unschedulable": is_closed}})
+
+
+def end_replicas(world, count=None):
+    """End so many of the source's replicas in good order; all without a number."""
+    pods = [p for p in world.client.list("pods", NAMESPACE) if p["metadata"]["labels"].get("app") == WORKLOAD]
+    for pod in pods[:count]:
+        world.client.delete("pods", NAMESPACE, pod["metadata"]["name"])
+
+
 class HalfGone:
     """A migration whose source loses one of two replicas at a share of the target, and the route since."""
 
@@ -25,22 +39,14 @@ class HalfGone:
         self.seen = []
         self.back_at = float("inf")
         self.scene.when(lambda: self.scene.weights().get(TARGET, 0) >= at_percent, self.lose)
-        self.scene.when(lambda: self.world.clock.now() >= self.back_at, lambda: self.cordon(False))
+        self.scene.when(lambda: self.world.clock.now() >= self.back_at, lambda: cordon(self.world, False))
         self.world.on_tick.append(self.note)
 
     def lose(self):
         """End a replica in good order, with no machine for another one in its place for a while."""
-        pods = self.world.client.list("pods", NAMESPACE)
-        pod = next(each for each in pods if each["metadata"]["labels"].get("app") == WORKLOAD)
-        self.cordon(True)
-        self.world.client.delete("pods", NAMESPACE, pod["metadata"]["name"])
+        cordon(self.world, True)
+        end_replicas(self.world, 1)
         self.back_at = self.world.clock.now() + AWAY_S
-
-    def cordon(self, is_closed):
-        for node in self.world.client.list("nodes"):
-            if node["metadata"]["labels"].get("cloud.google.com/gke-nodepool") == "h100-pool":
-                change = {"spec": {"unschedulable": is_closed}}
-                self.world.client.patch("nodes", None, node["metadata"]["name"], change)
 
     @property
     def phase(self):
@@ -57,6 +63,16 @@ class HalfGone:
     def meanwhile(self, act):
         """Do something once half of the users are left on the target."""
         self.scene.when(lambda: (1, 50) in self.seen, act)
+
+    def left_dead(self):
+        """Let Airflow die once half of the users stay, and a quarter of an hour go by; return it."""
+        calls = Calls()
+        self.meanwhile(lambda: setattr(calls, "kill_at", calls.count + 1))
+        airflow = self.scene.airflow(calls=calls)
+        with pytest.raises(Killed):
+            airflow.run()
+        self.world.advance(900.0)
+        return airflow
 
     def assert_home(self):
         self.scene.assert_users_on_gpu()
@@ -129,12 +145,7 @@ def test_a_person_takes_everybody_home_at_once():
 
 def test_with_airflow_dead_the_guard_brings_the_rest_home_once_the_source_is_whole():
     half = HalfGone(guards=2)
-    calls = Calls()
-    half.meanwhile(lambda: setattr(calls, "kill_at", calls.count + 1))
-    airflow = half.scene.airflow(calls=calls)
-    with pytest.raises(Killed):
-        airflow.run()
-    half.world.advance(900.0)
+    airflow = half.left_dead()
     assert half.seen[-1] == (2, 0)
     assert {percent for ready, percent in half.seen if ready == 1} == {50}
     half.scene.goes_on(airflow)

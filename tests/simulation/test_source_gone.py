@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sandbox.virtual_traffic import Traffic
 from sandbox.workload import NAMESPACE, WORKLOAD
-from tests.simulation.harness import Calls, Killed, Phase, Scene
-from tests.simulation.test_half_a_source import HalfGone
+from tests.simulation.harness import Phase, Scene
+from tests.simulation.test_half_a_source import HalfGone, cordon, end_replicas
 from tests.simulation.witness import TARGET
 from tpu_migration.drift import drifts
 
@@ -24,9 +22,7 @@ class Gone(HalfGone):
 
     def wipe(self):
         self.wiped_at = self.world.clock.now()
-        for pod in self.world.client.list("pods", NAMESPACE):
-            if pod["metadata"]["labels"].get("app") == WORKLOAD:
-                self.world.client.delete("pods", NAMESPACE, pod["metadata"]["name"])
+        end_replicas(self.world)
 
     def assert_all_were_served(self):
         hurt = [each for each in self.world.traffic.violations if each.at > self.wiped_at + FOLLOWS_S]
@@ -45,12 +41,7 @@ def test_all_go_to_the_target_when_the_rest_of_the_source_goes_and_home_when_it_
 
 def test_with_airflow_dead_the_guard_does_so():
     gone = Gone(guards=2)
-    calls = Calls()
-    gone.meanwhile(lambda: setattr(calls, "kill_at", calls.count + 1))
-    airflow = gone.scene.airflow(calls=calls)
-    with pytest.raises(Killed):
-        airflow.run()
-    gone.world.advance(900.0)
+    gone.left_dead()
     # As long as a lease, the margin of a guard and its look, nobody can know.
     late = [each for each in gone.world.traffic.violations if each.at > gone.wiped_at + 80.0 + FOLLOWS_S]
     assert not late, late[:3]
@@ -62,12 +53,8 @@ def test_a_tpu_is_kept_when_the_source_goes_after_everybody_went_home():
     world, wiped = scene.world, []
 
     def take_the_source():
-        for node in world.client.list("nodes"):
-            if node["metadata"]["labels"].get("cloud.google.com/gke-nodepool") == "h100-pool":
-                world.client.patch("nodes", None, node["metadata"]["name"], {"spec": {"unschedulable": True}})
-        for pod in world.client.list("pods", NAMESPACE):
-            if pod["metadata"]["labels"].get("app") == WORKLOAD:
-                world.client.delete("pods", NAMESPACE, pod["metadata"]["name"])
+        cordon(world, True)
+        end_replicas(world)
         wiped.append(world.clock.now())
 
     def edit():
