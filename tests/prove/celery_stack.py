@@ -20,6 +20,7 @@ from typing import Any
 from deployment.make_env import values as new_values
 from sandbox.airflow_api import RemoteAirflow
 from sandbox.stand import DAG_ID, conf_on, way_back_on
+from sandbox.workload import WORKLOAD
 from tests.prove.compose_stack import Stack, StackFailed, make_environment, what_is_missing
 from tests.prove.ledger import ROOT, Ledger
 
@@ -164,6 +165,8 @@ def _leaks(stack: Stack, values: dict[str, str], state: dict[str, Any]) -> list[
     key = json.loads(Path(state["service_account_key_file"]).read_text())["private_key"].splitlines()[3]
     secrets = {**{name: value for name, value in values.items() if name != "COMPOSE_PROFILES"}, "private_key": key}
     texts = {str(file): file.read_text(errors="replace") for file in stack.written()} | {"the database": stack.dump()}
+    if WORKLOAD not in texts["the database"]:
+        raise StackFailed("the dump does not even name the workload: no secret could be found in it")
     return [f"{name} in {place}" for place, text in texts.items() for name, value in secrets.items() if value in text]
 
 

@@ -112,7 +112,9 @@ async def _measure(airflow: Airflow, served: Path, steps: Path, migrations: int,
     found = {
         stage: [(each.lag_s, each.step_s) for each in measured if each.stage == stage] for stage in ("shift", "warm_up")
     }
-    made = {stage: Counter(each.workload for each in measured if each.stage == stage) for stage in ("shift", "warm_up")}
+    made = {
+        stage: Counter(each.namespace for each in measured if each.stage == stage) for stage in ("shift", "warm_up")
+    }
     shift_p99, wait_p99 = (_p99([lag for lag, _ in found[stage]]) for stage in ("shift", "warm_up"))
     broken = []
     if (alive := len(_running(airflow))) != migrations:
@@ -153,11 +155,14 @@ def _running(airflow: Airflow) -> list[Any]:
 
 
 class _Step(NamedTuple):
-    """One line of `timed_trigger`: when it began in Unix seconds, how late that was and how long it took."""
+    """One line of `timed_trigger`: when it began in Unix seconds, how late that was and how long it took.
+
+    Each migration has a namespace of its own, and the same workload in it.
+    """
 
     at: float
     stage: str
-    workload: str
+    namespace: str
     lag_s: float
     step_s: float
 
@@ -168,7 +173,7 @@ def _steps(file: Path) -> list[_Step]:
 
 
 def _stepped(file: Path) -> set[str]:
-    return {each.workload for each in _steps(file)} - {"-"}
+    return {each.namespace for each in _steps(file)} - {"-"}
 
 
 def _calls(served: Path) -> int:

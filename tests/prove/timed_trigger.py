@@ -16,7 +16,7 @@ CLASSPATH = "tests.prove.timed_trigger.TimedTrigger"
 
 
 class TimedTurns(Turns):
-    """Append "now stage workload lag_s step_s" to a file at each step; the first was due when this was made."""
+    """Append "now stage namespace lag_s step_s" to a file at each step; the first was due when this was made."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -34,7 +34,7 @@ class TimedTurns(Turns):
         self._due = ended = time.time()
         if isinstance(outcome, Waiting):
             self._due += outcome.seconds
-        name = f"{self.run.stage.name} {self.run.context.plan.workload}" if self.run else "- -"
+        name = f"{self.run.stage.name} {self.run.context.plan.namespace}" if self.run else "- -"
         os.write(self._file, f"{began:.3f} {name} {began - due:.4f} {ended - began:.4f}\n".encode())
         return outcome
 
